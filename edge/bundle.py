@@ -1,0 +1,168 @@
+"""The bundle: the directory that is deployed, and its manifest (format 1).
+
+A bundle is read-only once written. Every file but ``manifest.json`` is listed there with its SHA-256 and size; a loader
+trusts nothing else in the directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import BundleError
+
+FORMAT = 1
+PRECISIONS = ("fp32", "fp16", "int8")
+BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+
+MANIFEST = "manifest.json"
+PORTABLE_MODEL = "model.onnx"
+ENGINE = "model.engine"
+GOLDEN = "golden.npz"
+CALIBRATION = "calibration.json"
+PLUGIN_LIBRARY = "libmdconv_plugin.so"
+
+_REQUIRED: Mapping[str, type] = {
+    "format": int,
+    "name": str,
+    "created": str,
+    "model": dict,
+    "preprocess": dict,
+    "precision": str,
+    "lowering": dict,
+    "backend": str,
+    "platform": dict,
+    "calibration": dict,
+    "gate": dict,
+    "files": dict,
+}
+
+
+def model_file(precision: str) -> str:
+    """Name of the ONNX file that a bundle of this precision runs: ``model.onnx`` for fp32, else ``model.<precision>.onnx``."""
+    return PORTABLE_MODEL if precision == "fp32" else f"model.{precision}.onnx"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, as lower-case hexadecimal. Reads in pieces: a file may be larger than memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. Made by `load_bundle` only."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    sha256: str
+    """SHA-256 of ``manifest.json``, which holds all the others: the bundle's identity in results and reports."""
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def precision(self) -> str:
+        return str(self.manifest["precision"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.manifest["model"]["labels"])
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return dict(self.manifest["model"]["thresholds"])
+
+    @property
+    def input_size(self) -> int:
+        """Height and width of the network's input, in pixels."""
+        return int(self.manifest["model"]["input_size"])
+
+    @property
+    def batch(self) -> int:
+        """Largest number of images that one inference takes."""
+        return int(self.manifest["model"]["batch"])
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX model of the bundle's own precision: what a backend runs, or builds an engine from."""
+        return self.directory / model_file(self.precision)
+
+    def path(self, name: str) -> Path | None:
+        """Path of the bundle's file `name`, or None if the manifest does not list it."""
+        return self.directory / name if name in self.manifest["files"] else None
+
+
+def read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
+    """Read and check ``manifest.json`` itself; returns it with its SHA-256. Raises `BundleError`."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise BundleError(f"no bundle at {directory}: make one with `python build_engine/make.py`, or check --bundle")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{directory} has no {MANIFEST}, so it is no bundle: check --bundle") from None
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}): copy the bundle again from where it was made") from None
+    _check_manifest(manifest, path)
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _check_manifest(manifest: Any, path: Path) -> None:
+    again = "copy the bundle again from where it was made"
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path} holds {type(manifest).__name__}, expected an object: {again}")
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(key), kind) or isinstance(manifest.get(key), bool):
+            raise BundleError(f"{path}: {key!r} is {manifest.get(key)!r}, expected {kind.__name__}: {again}")
+    if manifest["format"] != FORMAT:
+        raise BundleError(f"{path} has format {manifest['format']}, this version reads {FORMAT}: build the bundle anew")
+    if manifest["precision"] not in PRECISIONS:
+        raise BundleError(f"{path}: precision {manifest['precision']!r} is none of {', '.join(PRECISIONS)}: {again}")
+    model = manifest["model"]
+    for key in ("network", "input_size", "batch", "labels", "thresholds"):
+        if key not in model:
+            raise BundleError(f"{path}: model has no {key!r}: {again}")
+    if sorted(model["labels"]) != sorted(model["thresholds"]):
+        raise BundleError(f"{path}: thresholds and labels name different findings: {again}")
+    for name in (PORTABLE_MODEL, model_file(manifest["precision"]), GOLDEN):
+        if name not in manifest["files"]:
+            raise BundleError(f"{path} lists no {name}: {again}")
+    for name, facts in manifest["files"].items():
+        if Path(name).name != name or name == MANIFEST:
+            raise BundleError(f"{path} lists {name!r}, which is not a plain file name: refuse this bundle")
+        if not isinstance(facts, dict) or not {"sha256", "size"} <= facts.keys():
+            raise BundleError(f"{path}: file {name!r} has no sha256 and size: {again}")
+
+
+def load_bundle(directory: Path) -> Bundle:
+    """Read a bundle and check every file that its manifest lists against its size and SHA-256.
+
+    Raises `BundleError` if the directory is no bundle, or if a file is missing or differs in a single byte.
+    """
+    directory = directory.resolve()
+    manifest, sha256 = read_manifest(directory)
+    for name, facts in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing though the manifest lists it: copy the bundle again")
+        size = path.stat().st_size
+        if size != facts["size"]:
+            raise BundleError(f"{path} has {size} bytes, the manifest says {facts['size']}: copy the bundle again")
+        found = sha256_of(path)
+        if found != facts["sha256"]:
+            raise BundleError(
+                f"{path} was altered: its SHA-256 is {found[:16]}..., the manifest says {facts['sha256'][:16]}...: "
+                "copy the bundle again from where it was made"
+            )
+    return Bundle(directory, manifest, sha256)
