@@ -43,7 +43,7 @@ _REQUIRED: Mapping[str, type] = {
 
 
 def model_file(precision: str) -> str:
-    """Name of the ONNX file that a bundle of this precision runs: ``model.onnx`` for fp32, else ``model.<precision>.onnx``."""
+    """The ONNX file that a bundle of this precision runs: ``model.onnx`` for fp32, else ``model.<precision>.onnx``."""
     return PORTABLE_MODEL if precision == "fp32" else f"model.{precision}.onnx"
 
 

@@ -36,7 +36,7 @@ class Backend(Protocol):
     """What a report should say about how inference ran: library versions, device, engine origin, memory, CUDA graph."""
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
-        """Run (N, 1, H, W) uint8 images, 1 <= N <= the bundle's batch. Raises `EdgeError`, never returns stale results."""
+        """Run (N, 1, H, W) uint8 images, 1 <= N <= the bundle's batch. Raises `EdgeError`; never a stale result."""
         ...
 
     def close(self) -> None: ...
@@ -49,7 +49,7 @@ class Backend(Protocol):
 
 
 def open_backend(bundle: Bundle, choice: str = "auto") -> Backend:
-    """Open `bundle` with the backend `choice`; ``auto`` takes TensorRT if it works here, else ONNX Runtime, and logs why.
+    """Open `bundle` with the backend `choice`; ``auto`` takes TensorRT if it works here, else ONNX Runtime, and says why.
 
     Raises `MachineError` if the chosen backend cannot run here.
     """

@@ -1,0 +1,31 @@
+"""The networks, one file each, and what they share: the input's normalisation and the choice by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mdconv.networks.mobilenet_v2 import MobileNetV2
+
+GRAY_MEAN = 0.485
+GRAY_STD = 0.229
+"""Mean and deviation of the input in [0, 1]: ImageNet's red channel, for all three channels, so that the stem's three
+equal input channels can be folded into one at export."""
+
+NETWORKS: dict[str, type[nn.Module]] = {"mobilenet_v2": MobileNetV2}
+
+
+def build(name: str, **config: Any) -> nn.Module:
+    """The network called `name`, randomly initialised. Raises `ValueError` for an unknown name or a wrong option."""
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is none of {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[name](**config)
+    except TypeError as error:
+        raise ValueError(f"network {name!r} was given an option it does not have: {error}") from error
+
+
+def normalise(images: Tensor, channels: int = 3) -> Tensor:
+    """(N, 1, H, W) uint8 gray images to the (N, channels, H, W) float32 that a network takes."""
+    return ((images.float() / 255 - GRAY_MEAN) / GRAY_STD).expand(-1, channels, -1, -1)
