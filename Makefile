@@ -1,0 +1,50 @@
+# Two commands: `make demo` and `make test`. Both make and use .venv/.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := out/demo
+
+# On a Jetson TensorRT comes with JetPack, as a system package that the environment must see.
+JETSON := $(wildcard /etc/nv_tegra_release)
+
+comma  := ,
+EXTRAS := build,train,test,$(if $(JETSON),jetson,rtx)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo   set up, build an INT8 bundle, stream images through edge-infer, write a latency report"
+	@echo "make test   set up, run the linters and all tests"
+	@echo "make lint   set up, run the linters only"
+	@echo "make clean  remove .venv, .cache and out"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+	    || { echo "make: $(PYTHON) is $$($(PYTHON) -V), expected Python 3.10 to 3.13: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(if $(JETSON),--system-site-packages) $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	@rm -rf $(DEMO)
+	$(BIN)/python -m mdconv.data.phantom --output $(DEMO)/images --count 48 --seed 4000000 --size 1024
+	$(BIN)/python build_engine/make.py --int8 --output $(DEMO)/bundle
+	$(BIN)/edge-infer serve --bundle $(DEMO)/bundle --watch $(DEMO)/images --state $(DEMO)/state --drain
+	$(BIN)/edge-infer report --state $(DEMO)/state --report $(DEMO)/report
+	@echo "make demo: built $(DEMO)/bundle, streamed 48 synthetic phantoms through edge-infer; the latency report is $(DEMO)/report/report.html"
+
+test: setup lint
+	$(BIN)/python tests/stand_ins/build.py
+	$(BIN)/python -m pytest
+	@echo "make test: linters, type check and all tests passed"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .cache out

@@ -1,0 +1,56 @@
+"""MobileNet-v2: shapes, and the published cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mdconv.cost import cost
+from mdconv.layers import MDConv
+from mdconv.networks import GRAY_MEAN, GRAY_STD, build, normalise
+from mdconv.networks.mobilenet_v2 import STAGES, MobileNetV2
+
+
+@pytest.mark.parametrize(
+    ("md_stages", "million_macs", "million_parameters"),
+    [((), 1198.0, 2.242), (("layer5",), 1201.9, 2.262), (tuple(STAGES), 1271.7, 2.299)],
+)
+def test_cost_at_448(md_stages: tuple[str, ...], million_macs: float, million_parameters: float) -> None:
+    counted = cost(MobileNetV2(md_stages=md_stages), 448)
+    assert round(counted.macs / 1e6, 1) == million_macs
+    assert round(counted.parameters / 1e6, 3) == million_parameters
+
+
+def test_default_places_mdconv_in_layer5_only() -> None:
+    network = MobileNetV2()
+    placed = {name.split(".")[0] for name, module in network.named_modules() if isinstance(module, MDConv)}
+    assert placed == {"layer5"}
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 95)])
+def test_shapes(height: int, width: int) -> None:
+    network = MobileNetV2(labels=5, md_stages=("layer1", "layer4")).eval()
+    x = torch.randn(2, 3, height, width)
+    assert network.features(x).shape == (2, 1280, -(-height // 32), -(-width // 32))
+    assert network(x).shape == (2, 5)
+
+
+def test_normalise_gives_equal_channels() -> None:
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    x = normalise(images)
+    assert x.shape == (1, 3, 1, 3)
+    expected = (torch.tensor([0, 128, 255]) / 255 - GRAY_MEAN) / GRAY_STD
+    torch.testing.assert_close(x[0], expected.expand(3, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("resnet", {}, "none of"),
+        ("mobilenet_v2", {"depth": 3}, "option it does not have"),
+        ("mobilenet_v2", {"md_stages": ["layer9"]}, "'layer9'"),
+    ],
+)
+def test_build_names_what_is_wrong(name: str, options: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        build(name, **options)
