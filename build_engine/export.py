@@ -1,0 +1,196 @@
+"""Export: a checkpoint to one portable ONNX file.
+
+python -m build_engine.export --checkpoint FILE --output model.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, shape_inference
+from torch import nn
+
+from build_engine.lowering import OPSET, mdconv_function
+from build_engine.onnx_from_torch import write_features
+from calibration.graph import MDCONV, MDCONV_DOMAIN, MDCONV_VERSION, add_constant, attributes
+from edge import __version__
+from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
+from mdconv.checkpoint import Checkpoint, load_checkpoint
+from mdconv.data.phantom import render
+from mdconv.networks import GRAY_MEAN, GRAY_STD, normalise
+from mdconv.weights import DEMO_CHECKPOINT
+
+IR_VERSION = 9
+PARITY_LIMIT = 1e-4
+"""Largest difference between ONNX Runtime and PyTorch, in logits and in class activation maps, on any image."""
+
+PARITY_SEEDS = range(4_000_000, 4_000_004)
+"""Phantoms of the demo's range that the command compares on."""
+
+
+class Parity(NamedTuple):
+    """Largest absolute differences between an ONNX file in ONNX Runtime and its checkpoint in PyTorch."""
+
+    logits: float
+    cam: float
+
+
+def to_onnx(checkpoint: Checkpoint, batch: int = 1, input_size: int | None = None) -> onnx.ModelProto:
+    """The network as a portable ONNX model: float32, batch norm folded, MD-Conv as `MDConv` nodes with their function.
+
+    Input ``image`` (N, 1, S, S) uint8; outputs ``logits`` (N, L) and ``cam`` (N, L, h, w), float32. N is 1, or the
+    symbol ``N`` if `batch` > 1. The head is linear after global average pooling, so cam = conv1x1(features, classifier
+    weight) and logits = mean(cam) + bias.
+
+    Raises `UsageError` for a network whose head is another or that holds a layer without a form in ONNX.
+    """
+    network = checkpoint.model
+    classifier = getattr(network, "classifier", None)
+    if not hasattr(network, "features") or not isinstance(classifier, nn.Linear):
+        raise UsageError(f"{checkpoint.network} has no `features` and linear `classifier`, which the export needs")
+    size = checkpoint.input_size if input_size is None else input_size
+    count, labels = ("N" if batch > 1 else 1), classifier.out_features
+    graph = onnx.GraphProto(name=checkpoint.network)
+    graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, [count, 1, size, size]))
+    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [count, labels]))
+    graph.output.append(helper.make_tensor_value_info("cam", TensorProto.FLOAT, [count, labels, None, None]))
+    features = write_features(network, graph, _write_normalisation(graph))
+    _write_head(graph, features, classifier)
+    return _finish(graph, checkpoint)
+
+
+def _write_normalisation(graph: onnx.GraphProto) -> str:
+    """(gray / 255 - mean) / deviation, as a subtraction and a product. Returns the result's name."""
+    mean = add_constant(graph, "normalise.mean", np.array(GRAY_MEAN * 255, np.float32))
+    factor = add_constant(graph, "normalise.factor", np.array(1 / (GRAY_STD * 255), np.float32))
+    graph.node.extend(
+        [
+            helper.make_node("Cast", ["image"], ["normalise.gray"], name="normalise.cast", to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["normalise.gray", mean], ["normalise.centred"], name="normalise.subtract"),
+            helper.make_node("Mul", ["normalise.centred", factor], ["normalised"], name="normalise.scale"),
+        ]
+    )
+    return "normalised"
+
+
+def _write_head(graph: onnx.GraphProto, features: str, classifier: nn.Linear) -> None:
+    weight = add_constant(graph, "cam.weight", classifier.weight.detach().numpy()[:, :, None, None])
+    bias = add_constant(graph, "classifier.bias", classifier.bias.detach().numpy())
+    axes = add_constant(graph, "pool.axes", np.array([2, 3], np.int64))
+    graph.node.extend(
+        [
+            helper.make_node("Conv", [features, weight], ["cam"], name="cam", kernel_shape=[1, 1]),
+            helper.make_node("ReduceMean", ["cam", axes], ["pooled"], name="pool", keepdims=0),
+            helper.make_node("Add", ["pooled", bias], ["logits"], name="classifier"),
+        ]
+    )
+
+
+def _finish(graph: onnx.GraphProto, checkpoint: Checkpoint) -> onnx.ModelProto:
+    """The checked model around `graph`: versions, the `MDConv` function, where it came from, every tensor's shape."""
+    kinds = sorted({attributes(node)["activation"] for node in graph.node if node.op_type == MDCONV})
+    domains = [helper.make_opsetid("", OPSET)]
+    if kinds:
+        domains.append(helper.make_opsetid(MDCONV_DOMAIN, MDCONV_VERSION))
+    model = helper.make_model(
+        graph,
+        functions=[mdconv_function(kind) for kind in kinds],
+        opset_imports=domains,
+        ir_version=IR_VERSION,
+        producer_name="mdconv-edge",
+        producer_version=__version__,
+    )
+    facts = {"checkpoint_sha256": checkpoint.sha256, "labels": ",".join(checkpoint.labels), "notice": checkpoint.notice}
+    helper.set_model_props(model, facts)
+    model = shape_inference.infer_shapes(model, strict_mode=True)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` to `path`, by way of a temporary file beside it; the same model always gives the same bytes."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        temporary.replace(path)
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {describe_os_error(error)}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def export_onnx(checkpoint: Checkpoint, path: Path, batch: int = 1, input_size: int | None = None) -> None:
+    """Write the portable model of `checkpoint` (see `to_onnx`) to `path`."""
+    save_model(to_onnx(checkpoint, batch, input_size), path)
+
+
+def check_parity(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Parity:
+    """Run (N, 1, S, S) uint8 `images` through the file in ONNX Runtime and through the checkpoint in PyTorch.
+
+    Raises `MachineError` if logits or class activation maps differ by more than `PARITY_LIMIT` anywhere.
+    """
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    parity = Parity(0.0, 0.0)
+    for image in np.split(images, len(images)):
+        found = session.run(["logits", "cam"], {"image": image})
+        expected = reference_outputs(checkpoint, image)
+        worst = (float(np.abs(f - e).max()) for f, e in zip(found, expected))
+        parity = Parity(*(max(pair) for pair in zip(parity, worst)))
+    if not max(parity) <= PARITY_LIMIT:
+        raise MachineError(
+            f"{path} differs from its checkpoint by {parity.logits:.1e} in logits and {parity.cam:.1e} in activation "
+            f"maps, expected at most {PARITY_LIMIT:.0e}: this export cannot be trusted, report it with the checkpoint"
+        )
+    return parity
+
+
+@torch.inference_mode()
+def reference_outputs(
+    checkpoint: Checkpoint, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (N, L) and class activation maps (N, L, h, w) of (N, 1, S, S) uint8 `images`, by PyTorch."""
+    network: Any = checkpoint.model
+    x = normalise(torch.from_numpy(images), checkpoint.config.get("in_channels", 3))
+    cam = torch.einsum("nchw,lc->nlhw", network.features(x), network.classifier.weight)
+    return network(x).numpy(), cam.numpy()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export, compare with PyTorch, print the differences. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m build_engine.export", description="Export a checkpoint to ONNX.")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=DEMO_CHECKPOINT, help="safetensors file (default: the demo's)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="ONNX file to write")
+    parser.add_argument("--input-size", type=int, help="height and width in pixels (default: the checkpoint's)")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="largest batch; above 1 the batch axis is symbolic (default: 1)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        checkpoint = load_checkpoint(options.checkpoint)
+        size = options.input_size or checkpoint.input_size
+        export_onnx(checkpoint, options.output, options.batch, size)
+        images = np.stack([render(seed, size).image[None] for seed in PARITY_SEEDS])
+        parity = check_parity(checkpoint, options.output, images)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    print(
+        f"{options.output}: equals the checkpoint in PyTorch on {len(images)} synthetic phantoms to "
+        f"{parity.logits:.1e} (logits) and {parity.cam:.1e} (activation maps)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""A traced network, written node by node into an ONNX graph.
+
+Own code rather than `torch.onnx.export`, because the file is a contract: the same weights give the same bytes under
+any release of torch, tensors bear their layers' names, batch norm is folded, and an `MDConv` stays one node.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch import fx, nn
+
+from build_engine.lowering import activation_node, mdconv_node
+from calibration.graph import add_constant
+from edge.errors import UsageError
+from mdconv.layers import MDConv
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
+
+
+def write_features(network: nn.Module, graph: onnx.GraphProto, source: str) -> str:
+    """Append the network's `features` to `graph`, fed by tensor `source`, (N, 1, H, W) float32 normalised gray.
+
+    The first convolution's equal input channels are folded into one. Returns the name of the features' tensor.
+
+    Raises `UsageError` for a layer that has no form here.
+    """
+    return _Writer(network, graph).write(source)
+
+
+def fold_batch_norm(
+    weight: NDArray[np.float32], bias: NDArray[np.float32], norm: nn.BatchNorm2d
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight (C, ...) and bias (C,) of the convolution that equals a convolution followed by `norm` in evaluation."""
+    mean, variance = (_float64(norm.get_buffer(name)) for name in ("running_mean", "running_var"))
+    gain, shift = (_float64(norm.get_parameter(name)) for name in ("weight", "bias"))
+    factor = gain / np.sqrt(variance + norm.eps)
+    folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return folded.astype(np.float32), ((bias - mean) * factor + shift).astype(np.float32)
+
+
+class _Tracer(fx.Tracer):
+    """Traces `features` down to the layers of torch.nn and `MDConv`."""
+
+    traced_func_name = "features"
+
+    def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(module, MDConv) or super().is_leaf_module(module, module_qualified_name)
+
+
+class _Writer:
+    def __init__(self, network: nn.Module, graph: onnx.GraphProto) -> None:
+        self.network = network
+        self.graph = graph
+        self.traced = _Tracer().trace(network)
+        self.tensors: dict[fx.Node, str] = {}
+        """The ONNX tensor that holds an fx node's value."""
+        self.source = ""
+        # A model has one MDConv function, so one activation: where a network mixes them, they stay nodes of their own.
+        kinds = {self._activation_after(node) for node in self.traced.nodes if isinstance(self._layer(node), MDConv)}
+        self.fuses_activation = len(kinds) == 1
+
+    def write(self, source: str) -> str:
+        self.source = source
+        for node in self.traced.nodes:
+            if node.op == "placeholder":
+                self.tensors[node] = source
+            elif node.op == "output":
+                break
+            elif node not in self.tensors:
+                self._write_node(node)
+        return self.tensors[node.args[0]]
+
+    def _write_node(self, node: fx.Node) -> None:
+        layer = self._layer(node)
+        inputs = [self.tensors[value] for value in node.all_input_nodes]
+        if isinstance(layer, MDConv):
+            self._write_mdconv(node, layer, inputs[0])
+        elif isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+            self._write_convolution(node, layer, inputs[0])
+        elif layer and (kind := _ACTIVATIONS.get(type(layer))):
+            name = f"{inputs[0]}.{kind}"
+            self._append(activation_node(self.graph, kind, inputs[0], name, name), node)
+        elif node.target is operator.add and len(inputs) == 2:
+            name = f"{next(reversed(node.meta['nn_module_stack']))}.add"
+            self._append(helper.make_node("Add", inputs, [name], name=name), node)
+        else:
+            raise UsageError(
+                f"{node.target} ({type(layer).__name__ if layer else node.op}) has no ONNX form here: expected a "
+                "network of zero-padded convolutions, batch norm behind them, ReLU, ReLU6, hardswish and additions"
+            )
+
+    def _write_mdconv(self, node: fx.Node, layer: MDConv, source: str) -> None:
+        name = self._name(node)
+        weight, bias, values = self._folded(node, layer.padded_weight(), None)
+        activation = self._activation_after(node) if self.fuses_activation else "none"
+        if activation != "none":
+            values += values[-1].users
+        inputs = (source, *self._add_weights(name, weight, bias))
+        self._append(
+            mdconv_node(
+                name,
+                inputs,
+                name,
+                kernel_sizes=layer.kernel_sizes,
+                channel_splits=layer.channel_splits,
+                stride=layer.stride,
+                activation=activation,
+            ),
+            *values,
+        )
+
+    def _write_convolution(self, node: fx.Node, layer: nn.Conv2d, source: str) -> None:
+        name = self._name(node)
+        weight, bias, values = self._folded(node, layer.weight, layer.bias)
+        if source == self.source:
+            weight = weight.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        convolution = helper.make_node(
+            "Conv",
+            [source, *self._add_weights(name, weight, bias)],
+            [name],
+            name=name,
+            kernel_shape=layer.kernel_size,
+            strides=layer.stride,
+            pads=[*layer.padding, *layer.padding],
+            dilations=layer.dilation,
+            group=layer.groups,
+        )
+        self._append(convolution, *values)
+
+    def _folded(
+        self, node: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[fx.Node]]:
+        """Weight and bias of convolution `node` with the batch norm behind it, and the fx nodes that they compute."""
+        kernel = weight.detach().numpy().astype(np.float32)
+        offset = np.zeros(len(kernel), np.float32) if bias is None else bias.detach().numpy().astype(np.float32)
+        reader = _reader(node)
+        norm = self._layer(reader)
+        if reader and isinstance(norm, nn.BatchNorm2d):
+            return *fold_batch_norm(kernel, offset, norm), [node, reader]
+        return kernel, offset, [node]
+
+    def _add_weights(self, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[str, str]:
+        return add_constant(self.graph, f"{name}.weight", weight), add_constant(self.graph, f"{name}.bias", bias)
+
+    def _append(self, node: onnx.NodeProto, *values: fx.Node) -> None:
+        """Append `node`, which computes the fx nodes `values`, its output being the last of them."""
+        self.graph.node.append(node)
+        self.tensors.update(dict.fromkeys(values, node.output[0]))
+
+    def _layer(self, node: fx.Node | None) -> nn.Module | None:
+        return self.network.get_submodule(str(node.target)) if node and node.op == "call_module" else None
+
+    def _activation_after(self, node: fx.Node) -> str:
+        """The activation that reads convolution `node`, behind its batch norm if it has one, or "none"."""
+        reader = _reader(node)
+        if reader and isinstance(self._layer(reader), nn.BatchNorm2d):
+            reader = _reader(reader)
+        layer = self._layer(reader)
+        return _ACTIVATIONS.get(type(layer), "none") if layer else "none"
+
+    def _name(self, node: fx.Node) -> str:
+        """The layer's path in the network; in a row of convolution, batch norm, activation the path of the row."""
+        parent, _, last = str(node.target).rpartition(".")
+        row = self.network.get_submodule(parent)
+        followers = {nn.BatchNorm2d, *_ACTIVATIONS}
+        alone = isinstance(row, nn.Sequential) and all(type(layer) in followers for layer in list(row)[1:])
+        return parent if alone and last == "0" else str(node.target)
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    """The one node that reads `node`, or None if several do: then nothing may be fused into it."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _float64(tensor: torch.Tensor) -> NDArray[np.float64]:
+    return tensor.detach().double().numpy()

@@ -1,0 +1,112 @@
+"""Precision by explicit casts, which strongly typed TensorRT (the only kind from version 11) takes literally."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from calibration.graph import CONVOLUTIONS, replace_nodes
+from edge.errors import UsageError
+
+_LARGEST = float(np.finfo(np.float16).max)
+_NAMES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a float32 model that computes in float16 from its first convolution to its last.
+
+    What precedes the first (normalisation: gray values are not centred yet) and follows the last (the mean over
+    positions, which in float16 would lose digits) stays float32, and so do the model's outputs. Inputs keep their type.
+
+    Raises `UsageError` for a quantized model, or a constant beyond float16's range (65504).
+    """
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise UsageError("the model is quantized, expected float32: convert to float16 the model as it was exported")
+    converted = onnx.ModelProto()
+    converted.CopyFrom(model)
+    graph = converted.graph
+    half = _between_convolutions(graph)
+    read_in_half = {name for node in half for name in node.input}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name in read_in_half:
+            tensor.CopyFrom(_as_float16(tensor))
+    replace_nodes(graph, _Caster(graph, {node.name for node in half}).nodes())
+    for function in converted.functions:
+        for node in function.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+                    attribute.t.CopyFrom(_as_float16(attribute.t))
+    del graph.value_info[:]
+    return shape_inference.infer_shapes(converted, strict_mode=True)
+
+
+def _between_convolutions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that depend on a convolution and on which one depends, the convolutions included."""
+    reached: set[str] = set()
+    after = []
+    for node in graph.node:
+        if node.op_type in CONVOLUTIONS or reached & set(node.input):
+            reached.update(node.output)
+            after.append(node)
+    needed: set[str] = set()
+    between = []
+    for node in reversed(after):
+        if node.op_type in CONVOLUTIONS or needed & set(node.output):
+            needed.update(node.input)
+            between.append(node)
+    return between[::-1]
+
+
+class _Caster:
+    """Puts a Cast wherever a float tensor is not of the type that its reader computes in."""
+
+    def __init__(self, graph: onnx.GraphProto, half: set[str]) -> None:
+        self.graph = graph
+        self.half = half
+        self.cast: list[onnx.NodeProto] = []
+        self.versions: dict[str, dict[int, str]] = {
+            tensor.name: {tensor.data_type: tensor.name} for tensor in graph.initializer if tensor.data_type in _NAMES
+        }
+        """Under which name a float tensor is there in which type."""
+        values = [*graph.value_info, *graph.output]
+        self.floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The graph's nodes, with the casts."""
+        outputs = {output.name for output in self.graph.output}
+        for node in self.graph.node:
+            kind = TensorProto.FLOAT16 if node.name in self.half else TensorProto.FLOAT
+            for position, name in enumerate(node.input):
+                if name in self.versions:
+                    node.input[position] = self._as(name, kind)
+            self.cast.append(node)
+            for position, name in enumerate(node.output):
+                if name in self.floats:
+                    renamed = name in outputs and kind == TensorProto.FLOAT16
+                    node.output[position] = f"{name}.float16" if renamed else name
+                    self.versions[name] = {kind: node.output[position]}
+                    if renamed:
+                        self._add_cast(name, TensorProto.FLOAT, name)
+        return self.cast
+
+    def _as(self, name: str, kind: int) -> str:
+        """The name under which tensor `name` is there in type `kind`, after a Cast if need be."""
+        if kind not in self.versions[name]:
+            self._add_cast(name, kind, f"{name}.{_NAMES[kind]}")
+        return self.versions[name][kind]
+
+    def _add_cast(self, name: str, kind: int, target: str) -> None:
+        (source,) = self.versions[name].values()
+        self.cast.append(helper.make_node("Cast", [source], [target], name=f"{name}.to_{_NAMES[kind]}", to=kind))
+        self.versions[name][kind] = target
+
+
+def _as_float16(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    values = numpy_helper.to_array(tensor)
+    if np.abs(values).max(initial=0) > _LARGEST:
+        raise UsageError(
+            f"{tensor.name} reaches {np.abs(values).max():.3g}, float16 ends at {_LARGEST:.0f}: "
+            "build with --fp32 or --int8"
+        )
+    return numpy_helper.from_array(values.astype(np.float16), tensor.name)
