@@ -1,0 +1,179 @@
+"""From the results of many images to ``report.json``: every figure that the page shows is worked out here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from edge.report.layers import layer_rows
+from edge.report.taints import find_taints
+from edge.report.time_series import energy_j, time_series
+from edge.results import STAGES
+from edge.statistics import PERCENTILES, nearest_rank, samples_needed, summary
+from edge.telemetry import UNAVAILABLE
+
+FORMAT = 1
+
+RESEARCH_USE = "Research use only. Not a medical device."
+
+CURVE = (
+    "0.1",
+    "1",
+    "5",
+    "10",
+    "20",
+    "30",
+    "40",
+    "50",
+    "60",
+    "70",
+    "80",
+    "85",
+    "90",
+    "92",
+    "94",
+    "95",
+    "96",
+    "97",
+    "98",
+)
+CURVE_TAIL = ("98.5", "99", "99.3", "99.5", "99.7", "99.8", "99.9", "99.95", "99.98", "99.99")
+
+
+def build_report(
+    results: Iterable[Mapping[str, Any]],
+    *,
+    kind: str,
+    scenario: str,
+    wall_seconds: float,
+    bundle_manifest: Mapping[str, Any],
+    bundle_sha256: str,
+    backend_facts: Mapping[str, Any],
+    machine_facts: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    query_ms: Sequence[float] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The report of a run, ready for JSON: durations in milliseconds, `wall_seconds` in seconds.
+
+    `results` are results of images ("The result of one image": ``status``, ``timings_ms``, ``time``); refused ones are
+    counted, not timed. `kind` is "bench" or "ledger"; `scenario` names how the images came, `settings` its parameters;
+    `query_ms` are latencies of whole queries, where a query is more than one image. `samples` are a `Sampler`'s.
+    """
+    done, refused = [], 0
+    for result in results:
+        if result["status"] == "done":
+            done.append({"timings_ms": result["timings_ms"], "time": result["time"]})  # a ledger may hold millions
+        else:
+            refused += 1
+    stages = _stages(done)
+    query = None if query_ms is None else summary(query_ms)
+    gpu = [result["timings_ms"]["gpu"] for result in done if "gpu" in result["timings_ms"]]
+    energy = energy_j(samples or (), wall_seconds)
+    layers = layer_rows(backend_facts, bundle_manifest)
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": kind,
+        "notice": bundle_manifest["model"].get("notice") or RESEARCH_USE,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "scenario": scenario,
+        "settings": dict(settings or {}),
+        "wall_seconds": wall_seconds,
+        "throughput": len(done) / wall_seconds if wall_seconds > 0 else None,
+        "counts": {"done": len(done), "refused": refused},
+        "stages": stages,
+        "query": query,
+        "percentile_curve": _curve([result["timings_ms"]["total"] for result in done]),
+        "gpu_ms": summary(gpu) if gpu else UNAVAILABLE,
+        "energy_per_image_j": energy["joules"] / len(done) if energy and done else UNAVAILABLE,
+        "energy": energy or UNAVAILABLE,
+        "layers": layers or UNAVAILABLE,
+        "time_series": time_series(done, samples or ()),
+        "taints": find_taints(machine_facts, samples or ()),
+        "machine": dict(machine_facts),
+        "bundle": _bundle_identity(bundle_manifest, bundle_sha256),
+        "backend": {key: value for key, value in backend_facts.items() if key != "layers"},
+        "notes": [*notes, *_notes(stages, query, energy)],
+    }
+    report["verdict"] = verdict(report)
+    return report
+
+
+def _stages(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summary of each stage over the images that passed it, in the order in which an image does."""
+    values = {stage: [r["timings_ms"][stage] for r in done if stage in r["timings_ms"]] for stage in STAGES}
+    return {stage: summary(found) for stage, found in values.items() if found}
+
+
+def _curve(totals: Sequence[float]) -> dict[str, list[Any]]:
+    """Latency by percentile, as far into the tail as the count supports: what the percentile plot draws."""
+    ordered = sorted(totals)
+    shown = [p for p in CURVE + CURVE_TAIL if ordered and len(ordered) >= samples_needed(p)]
+    return {"percentile": [float(p) for p in shown], "ms": [nearest_rank(ordered, p) for p in shown]}
+
+
+def _bundle_identity(manifest: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+    model = manifest["model"]
+    return {
+        "name": manifest["name"],
+        "sha256": sha256,
+        "created": manifest["created"],
+        "network": model["network"],
+        "input_size": model["input_size"],
+        "batch": model["batch"],
+        "precision": manifest["precision"],
+        "lowering": manifest["lowering"],
+        "built_for": manifest["backend"],
+        "gate": manifest["gate"].get("verdict", UNAVAILABLE),
+    }
+
+
+def _notes(stages: Mapping[str, Any], query: Mapping[str, Any] | None, energy: Mapping[str, Any] | None) -> list[str]:
+    """Why a figure is missing, or what it leaves out: in the report, not in a manual."""
+    notes = []
+    counts = {figures["count"] for figures in stages.values()}
+    for percentile in PERCENTILES:
+        short = [count for count in counts if count < samples_needed(percentile)]
+        if short:
+            needed = samples_needed(percentile)
+            notes.append(f"p{percentile} is not given below {needed} samples; stages here have {_either(short)}")
+    if query and query["p99"] is None:
+        notes.append(f"the query latency's p99 needs {samples_needed('99')} queries, this run has {query['count']}")
+    if stages and "decode" not in stages:
+        notes.append("the images came decoded and resized from the bundle: there are no decode and preprocess stages")
+    if energy:
+        rails = " + ".join(energy["rails"])
+        notes.append(f"energy is the mean of {rails} over the run, idle power included, divided by the images done")
+    return notes
+
+
+def _either(counts: Iterable[int]) -> str:
+    ordered = sorted(counts)
+    return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """The run in one sentence: the figure that its scenario is about, with the percentile that its count supports."""
+    done, throughput = report["counts"]["done"], report["throughput"]
+    if not done:
+        return "No image was classified, so there is nothing to time."
+    speed = f"{_figure(throughput)} images/s"
+    if report["scenario"] == "offline":
+        return f"{speed} with all {done} images at hand at once."
+    figures, noun = report["stages"]["total"], "images"
+    if report["query"] is not None:
+        per_query = report["settings"].get("samples_per_query")
+        figures, noun = report["query"], f"queries of {per_query} images"
+    wanted = {"single-stream": "90", "multi-stream": "99", "server": "99"}.get(report["scenario"], "99")
+    given = [p for p in PERCENTILES if figures[f"p{p}"] is not None and float(p) <= float(wanted)]
+    if not given:
+        return f"{done} {'image was' if done == 1 else 'images were'} classified: too few for percentiles; {speed}."
+    value = figures[f"p{given[-1]}"]
+    return f"{given[-1]} % of {noun} were answered within {_figure(value)} ms; {speed}."
+
+
+def _figure(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
