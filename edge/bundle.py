@@ -87,6 +87,11 @@ class Bundle:
         return int(self.manifest["model"]["input_size"])
 
     @property
+    def notice(self) -> str:
+        """What every reader of the bundle's output must be told, such as what it was trained on; may be empty."""
+        return str(self.manifest["model"].get("notice", ""))
+
+    @property
     def batch(self) -> int:
         """Largest number of images that one inference takes."""
         return int(self.manifest["model"]["batch"])

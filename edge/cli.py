@@ -1,0 +1,199 @@
+"""The command line, ``edge-infer``: one subcommand a task. Only `main` turns an error into an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edge import __version__
+from edge.backends import CHOICES, open_backend
+from edge.bundle import Bundle, load_bundle
+from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
+
+EXIT_STATUS = """exit status: 0 done; 1 some inputs were refused, each named with its reason; 2 wrong use;
+3 the bundle or the machine does not fit (what is missing is named); 130 interrupted; 141 the reader of the output left"""
+
+SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status. An error is one line on stderr."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()  # here, where a full disk can still be told
+        return status
+    except EdgeError as error:
+        return _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
+        return 141
+    except OSError as error:
+        return _fail(describe_os_error(error), MachineError.exit_status)
+    except MemoryError:
+        return _fail("out of memory: free some, or use a smaller batch or image", MachineError.exit_status)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"edge-infer: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if options.verbose else options.log_level,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names may be of any bytes
+    status = options.run(options)
+    assert isinstance(status, int)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--verbose", action="store_true", help="log every step to stderr")
+    bundle = argparse.ArgumentParser(add_help=False)
+    bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
+    bundle.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
+
+    parser = _Parser(prog="edge-infer", description="Findings in chest radiographs, on the device.", epilog=EXIT_STATUS)
+    parser.add_argument("--version", action="version", version=f"edge-infer {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Any, help: str, parents: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, parents=[*parents, common], epilog=EXIT_STATUS)
+        sub.set_defaults(run=run, log_level=logging.INFO if name == "serve" else logging.WARNING)
+        return sub
+
+    sub = command("classify", _classify, "find what is in image files: one line an image", [bundle])
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="DICOM, PNG or JPEG image")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line, refused images too")
+    sub.add_argument("--cam", type=Path, metavar="DIR", help="write each image's class activation maps there (.npy, .png)")
+
+    sub = command("serve", _serve, "run the images of a watched folder, results into a ledger", [bundle])
+    sub.add_argument("--watch", type=Path, required=True, metavar="DIR", help="take the images that appear in this folder")
+    sub.add_argument("--state", type=Path, default=default_state(), metavar="DIR", help="the ledger's place: %(default)s")
+    sub.add_argument("--drain", action="store_true", help="stop once the folder holds nothing new and all is done")
+    sub.add_argument(
+        "--keep-names", action="store_true", help="keep file names with the results (they may hold patients' names)"
+    )
+
+    sub = command("bench", _bench, "measure latency and throughput", [bundle])
+    sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
+    sub.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="default: %(default)s")
+    sub.add_argument("--duration", type=_seconds, default=10.0, metavar="SECONDS", help="default: %(default)s")
+    sub.add_argument("--report", type=Path, metavar="DIR", help="write report.json and report.html there")
+
+    sub = command("report", _report, "latency report of what the daemon did", [])
+    sub.add_argument("--state", type=Path, required=True, metavar="DIR", help="the daemon's state directory")
+    sub.add_argument("--report", type=Path, metavar="DIR", help="where to write it; default: `report` in the state's")
+
+    command("selftest", _selftest, "check that a bundle gives its reference results on this machine", [bundle])
+
+    sub = command("doctor", _doctor, "what this machine has, what is missing, what to do", [])
+    sub.add_argument("--bundle", type=Path, metavar="DIR", help="check this bundle's files, too")
+    return parser
+
+
+def default_state() -> Path:
+    """Where the daemon keeps its ledger unless told: the XDG state directory of its user."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "mdconv-edge"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
+    return value
+
+
+def _load(options: argparse.Namespace) -> Bundle:
+    bundle = load_bundle(options.bundle)
+    if bundle.notice:
+        print(f"edge-infer: {bundle.notice}", file=sys.stderr)
+    return bundle
+
+
+# The modules that decode and infer are imported by the commands that need them, so that the others start at once.
+
+
+def _classify(options: argparse.Namespace) -> int:
+    bundle = _load(options)
+    from edge.classify import classify
+
+    return classify(bundle, options.files, backend=options.backend, as_json=options.json, cam_directory=options.cam)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from edge.daemon import ServeConfig, Server
+
+    config = ServeConfig(
+        bundle=options.bundle,
+        watch=options.watch,
+        state=options.state,
+        backend=options.backend,
+        drain=options.drain,
+        keep_names=options.keep_names,
+    )
+    Server(config).run()
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    bundle = _load(options)
+    from edge.bench import run_bench
+
+    opener = functools.partial(open_backend, bundle, options.backend)
+    report = run_bench(bundle, opener, options.images, options.scenario, options.duration)
+    return _present(report, options.report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from edge.ledger import read_ledger
+    from edge.report import report_from_ledger
+
+    return _present(report_from_ledger(read_ledger(options.state)), options.report or options.state / "report")
+
+
+def _present(report: dict[str, Any], directory: Path | None) -> int:
+    for stage, figures in report["stages"].items():
+        columns = (f"{name} {figures[name]:.2f}" for name in ("mean", "p50", "p99", "max") if figures.get(name) is not None)
+        print(f"{stage:<12} {'  '.join(columns)} ms  ({figures['count']} images)")
+    if directory is not None:
+        from edge.report import write_report
+
+        print(write_report(report, directory))
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    bundle = _load(options)
+    from edge.selftest import describe, self_test
+
+    with open_backend(bundle, options.backend) as backend:
+        print(f"backend {backend.name}: {describe(self_test(bundle, backend))}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edge.doctor import examine, render
+
+    findings = examine(options.bundle)
+    print(render(findings, color=sys.stdout.isatty()))
+    return 0 if all(finding.ok for finding in findings if finding.needed) else MachineError.exit_status

@@ -1,0 +1,282 @@
+"""Streams images through a bundle: reading and decoding, inference and results overlap, with bounded queues between them.
+
+    submit -> [intake] -> decode workers -> [ready] -> inference thread -> [finished] -> result thread -> deliver
+
+A full queue holds up whoever fills it, so memory is bounded by the queues' sizes whatever is submitted. An image that
+cannot be used ends as a refused result and stops nobody. A failure of the backend stops everything: what it was working
+on gets no result at all, rather than a doubtful one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.backends import Backend
+from edge.bundle import Bundle
+from edge.channel import Aborted, Channel
+from edge.errors import InputRefusedError, MachineError
+from edge.preprocess import Preprocess
+from edge.results import Timings, findings, image_result
+
+log = logging.getLogger(__name__)
+
+ABORT_SECONDS = 5.0
+"""How long an abort waits for each thread: one may be building an engine."""
+
+
+@dataclass
+class Item:
+    """One image to run, given as exactly one of a `path`, its file's `content`, or ready `pixels` (S, S) uint8."""
+
+    id: str
+    source: str | None = None
+    """The name to give back in the result; None where names must not travel (they may hold a patient's name)."""
+    path: Path | None = None
+    content: bytes | None = None
+    pixels: NDArray[np.uint8] | None = None
+    sha256: str | None = None
+    """The content's SHA-256 if it is known already; a file that no longer matches it is refused."""
+    received: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Outcome:
+    """What became of one image."""
+
+    result: dict[str, Any]
+    """See `edge.results.image_result`."""
+    cam: NDArray[np.float32] | None
+    """(L, h, w) float32 class activation maps; None if refused or if the network has none."""
+    pixels: NDArray[np.uint8] | None
+    """(S, S) uint8, what the network saw; None if refused."""
+
+
+@dataclass
+class _Job:
+    item: Item
+    timings: Timings
+    sha256: str | None
+    pixels: NDArray[np.uint8] | None = None
+    reason: str | None = None
+    logits: NDArray[np.float32] | None = None
+    cam: NDArray[np.float32] | None = None
+
+
+class Pipeline:
+    """Runs the items that are submitted; hands one `Outcome` for each to `deliver`, in whatever order they finish.
+
+    As a context manager it drains on a normal exit and stops at once when left by an exception.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_backend: Callable[[], Backend],
+        deliver: Callable[[Outcome], None],
+        *,
+        decoders: int | None = None,
+    ) -> None:
+        """Start the threads. `open_backend` is called in the inference thread, which alone uses and closes the backend.
+
+        `deliver` is called in one thread; an exception from it stops the pipeline like a failure of the backend.
+        `decoders` is the number of decoding threads (default: the cores that this process may use).
+        """
+        self._bundle = bundle
+        self._preprocess = Preprocess.from_manifest(bundle.manifest["preprocess"])
+        self._open_backend = open_backend
+        self._deliver = deliver
+        decoders = decoders or len(os.sched_getaffinity(0))
+        self._intake: Channel[Item] = Channel(2 * decoders)
+        self._ready: Channel[_Job] = Channel(2 * bundle.batch + decoders)
+        self._finished: Channel[_Job] = Channel(2 * bundle.batch + decoders)
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._decoding = decoders
+        self._opened = threading.Event()
+        self.backend_name: str | None = None
+        self.backend_facts: dict[str, Any] = {}
+        stages = [("infer", self._infer), ("results", self._finish)]
+        stages += [(f"decode-{i}", self._decode) for i in range(decoders)]
+        self._threads = [threading.Thread(target=self._run, args=(work,), name=name) for name, work in stages]
+        for thread in self._threads:
+            thread.daemon = True  # a decoder that hangs must not keep the process alive
+            thread.start()
+
+    def wait_until_open(self, timeout: float | None = None) -> bool:
+        """Wait until the backend is open, at most `timeout` seconds; returns whether it is. Raises what opening raised."""
+        opened = self._opened.wait(timeout)
+        self.check()
+        return opened
+
+    def check(self) -> None:
+        """Raises the error that stopped the pipeline, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    def submit(self, item: Item) -> None:
+        """Hand over one image; waits while the pipeline is full. Raises the error that stopped the pipeline, if one did."""
+        try:
+            self._intake.put(item)
+        except Aborted:
+            self.check()
+            raise
+
+    def drain(self) -> None:
+        """Wait until every submitted image has its result. Raises the error that stopped the pipeline, if one did."""
+        self._intake.close()
+        for thread in self._threads:
+            thread.join()
+        self.check()
+
+    def abort(self) -> None:
+        """Stop as soon as each thread is done with the image in its hands; images under way get no result."""
+        for channel in (self._intake, self._ready, self._finished):
+            channel.abort()
+        self._opened.set()
+        for thread in self._threads:
+            thread.join(ABORT_SECONDS)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.drain()
+        else:
+            self.abort()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Aborted:
+            pass
+        except BaseException as error:  # handed to whoever calls submit or drain
+            with self._lock:
+                self._error = self._error or error
+            self._intake.abort()
+            self._ready.abort()
+            if work == self._finish:
+                self._finished.abort()
+            else:
+                self._finished.close()  # what was computed before the failure is still delivered
+            self._opened.set()
+
+    def _decode(self) -> None:
+        while items := self._intake.take():
+            item = items[0]
+            job = _Job(item, Timings(item.received), item.sha256, item.pixels)
+            if job.pixels is None:
+                try:
+                    self._read(job)
+                except InputRefusedError as error:
+                    job.reason = str(error)
+                except MemoryError:
+                    job.reason = "needs more memory than this machine has free: use a smaller image"
+                except Exception as error:  # a decoder's own mistake over one image must not stop the others
+                    log.error("decoding %s failed unexpectedly", item.id, exc_info=log.isEnabledFor(logging.DEBUG))
+                    job.reason = f"the decoder failed on it ({type(error).__name__}): export the image anew"
+            (self._ready if job.reason is None else self._finished).put(job)
+        with self._lock:
+            self._decoding -= 1
+            last = self._decoding == 0
+        if last:
+            self._ready.close()
+
+    def _read(self, job: _Job) -> None:
+        from edge import preprocess  # its decoders load on their first use, while the backend is being opened
+
+        with job.timings.stage("decode"):
+            content = job.item.content
+            if content is None:
+                assert job.item.path is not None
+                content = read_file(job.item.path, limit=file_size_limit(self._preprocess))
+            found = hashlib.sha256(content).hexdigest()
+            if job.sha256 not in (None, found):
+                raise InputRefusedError("the file changed after it was received: its new content is an image of its own")
+            job.sha256 = found
+            gray = preprocess.decode(content, self._preprocess)
+        with job.timings.stage("preprocess"):
+            job.pixels = preprocess.resize(gray, self._preprocess)
+
+    def _infer(self) -> None:
+        with self._open_backend() as backend:
+            self.backend_name, self.backend_facts = backend.name, backend.facts
+            self._opened.set()
+            while jobs := self._ready.take(self._bundle.batch):
+                start = time.monotonic()
+                outputs = backend.infer(np.stack([job.pixels for job in jobs if job.pixels is not None])[:, np.newaxis])
+                milliseconds = (time.monotonic() - start) * 1e3
+                if not np.isfinite(outputs.logits).all():
+                    raise MachineError(
+                        f"backend {backend.name} returned values that are no numbers: run `edge-infer selftest`"
+                    )
+                for i, job in enumerate(jobs):
+                    job.timings.stages["infer"] = milliseconds
+                    job.timings.gpu_ms = outputs.gpu_ms
+                    job.logits = outputs.logits[i]
+                    job.cam = None if outputs.cam is None else outputs.cam[i]
+                    self._finished.put(job)
+        self._finished.close()
+
+    def _finish(self) -> None:
+        while jobs := self._finished.take():
+            job = jobs[0]
+            found = None
+            if job.logits is not None:
+                with job.timings.stage("postprocess"):
+                    found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
+            result = image_result(
+                id=job.item.id,
+                source=job.item.source,
+                sha256=job.sha256,
+                timings=job.timings,
+                bundle=self._bundle.sha256,
+                backend=self.backend_name,
+                findings=found,
+                reason=job.reason,
+            )
+            self._deliver(Outcome(result, job.cam, job.pixels))
+
+
+def file_size_limit(preprocess: Preprocess) -> int:
+    """The largest file, in bytes, that can hold an image within the pixel limit: 4 bytes a pixel, and 16 MB of header."""
+    return 4 * preprocess.max_pixels + 16_000_000
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises `InputRefusedError`, whose text never has the name."""
+    try:
+        with path.open("rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputRefusedError("it is not a regular file: name an image file")
+            if status.st_size > limit:
+                raise InputRefusedError(f"it has {status.st_size} bytes, an image may have {limit}: is it an image?")
+            return file.read(status.st_size)
+    except IsADirectoryError:
+        raise InputRefusedError("it is a folder: name the files in it") from None
+    except FileNotFoundError:
+        raise InputRefusedError("no such file: check the path") from None
+    except PermissionError:
+        raise InputRefusedError("it may not be read: grant read permission") from None
+    except OSError as error:
+        raise InputRefusedError(f"it cannot be read ({error.strerror or type(error).__name__}): check the disk") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a named pipe would wait for its writer, perhaps for ever

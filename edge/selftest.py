@@ -1,0 +1,76 @@
+"""The self-test: a backend must give, on the bundle's golden inputs, what the float32 reference gave when it was built."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.backends import Backend
+from edge.bundle import GOLDEN, Bundle
+from edge.errors import BundleError
+from edge.results import probabilities
+
+
+log = logging.getLogger(__name__)
+
+
+def golden_inputs(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The bundle's golden inputs (n, 1, S, S) uint8 and their float32 reference logits (n, L). Raises `BundleError`."""
+    path = bundle.directory / GOLDEN
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, logits = archive["images"], archive["logits"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} cannot be read ({error}): build the bundle anew") from None
+    shape = (len(images), 1, bundle.input_size, bundle.input_size)
+    if len(images) == 0 or images.shape != shape or images.dtype != np.uint8:
+        raise BundleError(f"{path}: images are {images.dtype} {images.shape}, expected uint8 {shape}: build the bundle anew")
+    if logits.shape != (len(images), len(bundle.labels)):
+        raise BundleError(f"{path}: logits are {logits.shape}, expected {(len(images), len(bundle.labels))}: build the bundle anew")
+    return images, logits
+
+
+def self_test(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    """Run the golden inputs through `backend`; returns the figures.
+
+    Probabilities are compared, not logits: they are what a user acts on. Raises `BundleError` if one of them is further
+    from the reference than the bundle's tolerance, or is no number.
+    """
+    images, reference = golden_inputs(bundle)
+    try:
+        tolerance = float(bundle.manifest["golden"]["max_logit_difference"])
+    except (KeyError, TypeError, ValueError):
+        raise BundleError(f"{bundle.name} has no tolerance for its golden inputs: build the bundle anew") from None
+    batches = [backend.infer(images[i : i + bundle.batch]).logits for i in range(0, len(images), bundle.batch)]
+    difference = float(np.abs(probabilities(np.concatenate(batches)) - probabilities(reference)).max())
+    if not difference <= tolerance:  # so that NaN fails
+        raise BundleError(
+            f"the self-test failed: backend {backend.name} is {difference:.3g} off the reference probabilities of "
+            f"{bundle.name}, allowed are {tolerance:.3g}: rebuild the bundle for this machine, or try another --backend"
+        )
+    return {"images": len(images), "max_difference": difference, "tolerance": tolerance}
+
+
+def tested(bundle: Bundle, open_backend: Callable[[], Backend]) -> Backend:
+    """Open a backend and self-test it; a backend that fails is closed. Raises what either raises."""
+    backend = open_backend()
+    try:
+        figures = self_test(bundle, backend)
+    except BaseException:
+        backend.close()
+        raise
+    log.info("backend %s: %s", backend.name, describe(figures))
+    return backend
+
+
+def describe(figures: Mapping[str, Any]) -> str:
+    """One line on a self-test that passed."""
+    return (
+        f"self-test passed on {figures['images']} golden inputs, "
+        f"probabilities within {figures['max_difference']:.2g} of the reference ({figures['tolerance']:.2g} allowed)"
+    )

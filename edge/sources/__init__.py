@@ -1,0 +1,1 @@
+"""Where the daemon's images come from, one module a way."""

@@ -1,0 +1,104 @@
+"""A watched folder: finds the image files in it that are complete.
+
+It is polled, not watched by inotify: inotify sees nothing that another machine writes to a network share, where most
+image folders live, loses events when its queue overflows, and so needs the poll beside it anyway.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edge.errors import UsageError
+from edge.ledger import file_key
+
+SETTLE_SECONDS = 1.0
+"""How long a file must not change before it is taken."""
+
+UNFINISHED_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart")
+
+
+class WatchedFolder:
+    """Finds complete files below a folder, in any depth; hidden files and names of unfinished transfers are left alone.
+
+    A file is complete when two looks `SETTLE_SECONDS` or more apart find the same size and times, and no process on this
+    machine holds it open for writing. Renaming a finished file into the folder is the surest way to hand one over.
+    """
+
+    def __init__(self, folder: Path, knows: Callable[[str], bool], settle: float = SETTLE_SECONDS) -> None:
+        """Watch `folder`; a file whose `file_key` is known (`knows`) was taken earlier. Raises `UsageError`."""
+        if not folder.is_dir():
+            raise UsageError(f"--watch {folder} is not a folder: make it, or check the path")
+        self.folder = folder.resolve()
+        self.waiting = 0
+        """Files that the last poll found incomplete."""
+        self._knows = knows
+        self._settle = settle
+        self._taken: set[str] = set()
+        self._candidates: dict[str, float] = {}
+
+    def poll(self) -> Iterator[tuple[Path, str]]:
+        """Look once; yields each complete file that was not taken before, with its `file_key`. Raises `OSError`."""
+        taken, candidates = set(), {}
+        self.waiting = 0
+        for path in self._files():
+            try:
+                key = file_key(path, path.stat())
+            except OSError:
+                continue  # gone since it was listed
+            if key in self._taken or (key not in self._candidates and self._knows(key)):
+                taken.add(key)
+                continue
+            now = time.monotonic()
+            since = self._candidates.get(key, now)
+            if now - since >= self._settle and not open_for_writing(path):
+                self._taken.add(key)
+                taken.add(key)
+                yield path, key
+            else:
+                candidates[key] = since
+                self.waiting += 1
+        self._taken, self._candidates = taken, candidates  # forget what is gone
+
+    def _files(self) -> Iterator[Path]:
+        for parent, folders, names in os.walk(self.folder, onerror=_raise_for(self.folder)):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(parent, name)
+                if not name.startswith(".") and path.suffix.lower() not in UNFINISHED_SUFFIXES and path.is_file():
+                    yield path
+
+
+def _raise_for(folder: Path) -> Callable[[OSError], None]:
+    def on_error(error: OSError) -> None:
+        # A subfolder may vanish or be closed to us; without the watched folder itself there is nothing to do.
+        if error.filename is not None and Path(error.filename) == folder:
+            raise error
+
+    return on_error
+
+
+def open_for_writing(path: Path) -> bool:
+    """Whether some process on this machine holds the file open for writing.
+
+    Linux grants a read lease only on a file that nobody writes to (fcntl(2), F_SETLEASE). Where it cannot say (network
+    file systems, files of another user, no read permission), the answer is False, and `SETTLE_SECONDS` must do.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        # A writer that comes just now is told to us by a signal; SIGIO, the default, would end the process.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        return False
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(descriptor)  # gives the lease back
