@@ -84,13 +84,13 @@ def histogram(values: ArrayLike) -> dict[str, list[Any]]:
 
     Bin i holds ``edges[i] <= value < edges[i + 1]``, the last bin its upper edge too. Bins are equally wide (Freedman
     and Diaconis 1981), at most `MAX_BINS` of them. A long tail would flatten them all into one: what lies far above the
-    body (8 interquartile ranges above the third quartile) is then gathered in one last, wider bin that ends at the maximum.
+    body (3 interquartile ranges above the third quartile) is then gathered in one last, wider bin that ends at the maximum.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
     low, high = float(ordered[0]), float(ordered[-1])
     quartile_1, quartile_3 = nearest_rank(ordered, "25"), nearest_rank(ordered, "75")
     spread = quartile_3 - quartile_1
-    body = min(high, quartile_3 + 8 * spread) if spread > 0 else high
+    body = min(high, quartile_3 + 3 * spread) if spread > 0 else high
     width = 2 * spread / len(ordered) ** (1 / 3)
     bins = min(MAX_BINS, max(1, math.ceil((body - low) / width))) if width > 0 else (MAX_BINS if high > low else 1)
     edges = np.linspace(low, body, bins + 1)

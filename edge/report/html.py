@@ -78,9 +78,10 @@ def _tiles(report: Mapping[str, Any]) -> str:
     tiles = [(name, *_unit(total[name] if total else None, "ms")) for name in ("p50", "p90", "p99")]
     tiles += [
         ("throughput", *_unit(report["throughput"], "images/s")),
-        ("images", f"{counts['done']:,}", f"{counts['refused']:,} refused"),
+        ("images classified", f"{counts['done']:,}", ""),
+        ("images refused", f"{counts['refused']:,}", ""),
         ("GPU time, p50", *_unit(gpu if gpu == UNAVAILABLE else gpu["p50"], "ms")),
-        ("energy an image", *_unit(energy, "J")),
+        ("energy per image", *_unit(energy, "J")),
     ]
     cells = (
         f"<div><dt>{escape(name)}</dt><dd>{_tile_value(value)} <small>{escape(unit)}</small></dd></div>"

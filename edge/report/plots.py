@@ -62,18 +62,15 @@ def histogram_plot(summary: Mapping[str, Any]) -> str:
 
 
 def _marks(marks: Sequence[tuple[str, float, float]], top: float, base: float) -> list[str]:
-    """Vertical lines with a label each; a label that would cover the one before it moves up a row."""
+    """Vertical lines with a label each at its right; where there is no room before the next line, a row above it."""
     body: list[str] = []
-    end, row = -math.inf, 0
-    for name, value, x in marks:
+    next_x, row = WIDTH - RIGHT, -1
+    for name, value, x in reversed(marks):
         label = f"{name}  {figure_text(value)} ms"
-        width = 7.2 * len(label)
-        fits = x + width < WIDTH - RIGHT
-        row = row + 1 if (x if fits else x - width) < end else 0
-        y = top - 10 - 16 * row
-        body += [line(x, y - 8, x, base, "mark")]
-        body += [text(x + 5 if fits else x - 5, y, label, "strong", "start" if fits else "end")]
-        end = x + width + 8 if fits else x + 8
+        row = row + 1 if x + 7.6 * len(label) > next_x else 0
+        y = top - 8 - 16 * row
+        body += [line(x, y - 8, x, base, "mark"), text(x + 5, y, label, "strong")]
+        next_x = x
     return body
 
 
@@ -97,9 +94,8 @@ def stage_plot(stages: Mapping[str, Any]) -> str:
         for name, value in values:
             body += [rect(x(start), y, x(value) - x(start), row - 11, name, f"{stage} {name}: {figure_text(value)} ms")]
             start = value
-        for column, (name, value) in enumerate(values):
-            body += [text(right + 24 + 82 * column, y + 16, name, "tick")]
-            body += [text(right + 94 + 82 * column, y + 16, figure_text(value), "", "end")]
+        for column, (_, value) in enumerate(values):
+            body += [text(right + 90 + 76 * column, y + 16, figure_text(value), "", "end")]
         if not values:
             body += [text(right + 24, y + 16, "too few images for percentiles", "tick")]
     body += [line(label, top - 4, label, base, "axis")]
@@ -107,6 +103,7 @@ def stage_plot(stages: Mapping[str, Any]) -> str:
     for index, name in enumerate(("p50", "p90", "p99")):
         body += [rect(label + 90 * index, 4, 12, 12, name)]
         body += [text(label + 90 * index + 18, 14, f"up to {name}", "tick")]
+        body += [text(right + 90 + 76 * index, 14, f"{name}, ms", "tick", "end")]
     words = "; ".join(f"{stage}: {_in_words(values)}" for stage, values in known.items())
     return svg("stages", base + 46, "Time in each stage", words, body)
 

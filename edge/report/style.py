@@ -34,12 +34,13 @@ p { margin: 4px 0 12px; }
   margin: 0 0 16px; font-weight: 600; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; margin: 0 0 16px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 10px;
+.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px;
   margin: 0 0 16px; padding: 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
 .tiles dt { color: var(--muted); font-size: .82rem; }
 .tiles dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tiles dd small { font-size: .8rem; font-weight: 400; color: var(--muted); }
+@media (max-width: 640px) { .tiles { grid-template-columns: repeat(2, 1fr); } .verdict { font-size: 1.35rem; } }
 .plot { overflow-x: auto; } .plot svg { display: block; width: 100%; min-width: 600px; height: auto; margin: 8px 0; }
 svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--ink);
   font-variant-numeric: tabular-nums; }

@@ -21,6 +21,7 @@ class Lane(NamedTuple):
     name: str
     lines: Mapping[str, Series]
     """Name of each line and what it holds; the first is the main one."""
+    from_zero: bool = True
 
 
 def time_line_plot(series: Mapping[str, Any]) -> str:
@@ -89,7 +90,9 @@ def _machine_lanes(machine: Any) -> list[Lane]:
         lines = {"all": plain("cpu_load", 100), "other programs": plain("other_load", 100)}
         lanes += [Lane("CPU load, %", lines)]
     if machine["temperature_c"] != UNAVAILABLE:
-        lanes += [Lane("hottest zone, °C", {"hottest zone": list(zip(seconds, _over(machine["temperature_c"], max)))})]
+        lanes += [
+            Lane("hottest zone, °C", {"hottest zone": list(zip(seconds, _over(machine["temperature_c"], max)))}, False)
+        ]
     for key, name in (("gpu_mhz", "GPU clock, MHz"), ("cpu_mhz", "CPU clock, MHz")):
         if machine[key] != UNAVAILABLE:
             lanes += [Lane(name, {name: plain(key)})]
@@ -121,21 +124,23 @@ def _throttled(machine: Any) -> list[float]:
 def _lane(lane: Lane, x: Callable[[float], float], base: float) -> list[str]:
     values = [value for series in lane.lines.values() for _, value in series if value is not None]
     high = max(values, default=0.0) or 1.0
+    low = 0.0 if lane.from_zero else min(values, default=0.0)
+    span = (high - low) or 1.0
     body = [line(LEFT, base, WIDTH - RIGHT, base, "axis"), line(LEFT, base - LANE, WIDTH - RIGHT, base - LANE, "grid")]
     body += [
-        text(LEFT - 8, base + 4, "0", "tick", "end"),
+        text(LEFT - 8, base + 4, figure_text(low), "tick", "end"),
         text(LEFT - 8, base - LANE + 4, figure_text(high), "tick", "end"),
     ]
     body += [text(LEFT, base - LANE - 8, lane.name, "label")]
     legend = WIDTH - RIGHT
     for index, (name, series) in reversed(list(enumerate(lane.lines.items()))):
         kind = f"line{min(index, 3)}"
-        points = [(x(t), base - LANE * value / high) for t, value in series if value is not None]
+        points = [(x(t), base - LANE * (value - low) / span) for t, value in series if value is not None]
         if len(points) > 1:
             body += [path(points, kind)]
         if len(lane.lines) > 1:
             body += [text(legend, base - LANE - 8, name, "tick", "end")]
-            legend -= 6.4 * len(name) + 6
+            legend -= 7.0 * len(name) + 6
             body += [line(legend - 18, base - LANE - 12, legend - 2, base - LANE - 12, kind)]
             legend -= 34
     return body

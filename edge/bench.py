@@ -1,0 +1,253 @@
+"""Measures a bundle under the four load scenarios of MLPerf Inference (Reddi et al., ISCA 2020), on the real pipeline.
+
+The whole path is timed, from an image's arrival to its result: reading and decoding too, if files are given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.backends import Backend
+from edge.bundle import Bundle
+from edge.errors import InputRefusedError, UsageError
+from edge.pipeline import Item, Outcome, Pipeline
+from edge.report import build_report
+from edge.selftest import golden_inputs
+from edge.telemetry import Sampler, machine_facts
+
+SAMPLES_PER_QUERY = 8
+"""Images of one multi-stream query, as MLPerf Inference has it."""
+
+WARM_UP = 16
+"""Images run before the clock starts: libraries load, memory is allocated, caches and clocks settle."""
+
+SEED = 0
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and how many of how many seconds of it are over."""
+
+
+@dataclass
+class Measured:
+    """What a scenario did."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    query_ms: list[float] | None = None
+    """Latency of each query, where a query is more than one image."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class _Run:
+    """The seconds that are measured, told to whoever shows progress."""
+
+    def __init__(self, duration: float, rate: float, progress: Progress | None) -> None:
+        self.start = time.monotonic()
+        self.duration = duration
+        self.rate = rate
+        """Mean number of images a second that a server is sent."""
+        self._progress = progress
+
+    def goes_on(self) -> bool:
+        """Whether the run's duration is not over."""
+        elapsed = time.monotonic() - self.start
+        if self._progress is not None:
+            self._progress("measuring", min(int(elapsed), int(self.duration)), int(self.duration))
+        return elapsed < self.duration
+
+
+class _Load:
+    """Sends images into the pipeline, over and over in their order, and collects the results."""
+
+    def __init__(self, bundle: Bundle, open_backend: Callable[[], Backend], images: Sequence[Path]) -> None:
+        self._finished: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        given: list[dict[str, Any]] = [{"path": path} for path in images]
+        if not given:
+            given = [{"pixels": image} for image in golden_inputs(bundle)[0][:, 0]]
+        self.distinct = len(given)
+        self._next = itertools.cycle(given)
+        self._number = itertools.count()
+        self.pipeline = Pipeline(bundle, open_backend, self._deliver)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        kept = ("status", "reason", "timings_ms", "time")  # a long run has no memory for the rest
+        self._finished.put({key: outcome.result[key] for key in kept})
+
+    def submit(self, received: float | None = None) -> None:
+        """Send the next image, as received at `received` (seconds of `time.monotonic`; None: now)."""
+        item = Item(f"{next(self._number)}", **next(self._next))
+        if received is not None:
+            item.received = received
+        self.pipeline.submit(item)
+
+    def collect(self, count: int) -> list[dict[str, Any]]:
+        """The next `count` results. Raises what stopped the pipeline, if something does."""
+        results: list[dict[str, Any]] = []
+        while len(results) < count:
+            try:
+                results.append(self._finished.get(timeout=0.5))
+            except queue.Empty:
+                self.pipeline.check()
+        return results
+
+
+def run_bench(
+    bundle: Bundle,
+    open_backend: Callable[[], Backend],
+    images: Sequence[Path] = (),
+    scenario: str = "single-stream",
+    duration: float = 10.0,
+    *,
+    rate: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run `scenario` for `duration` seconds and return its report (`edge.report.build_report`).
+
+    `images` are files, used over and over in their order; with none it takes the bundle's golden inputs, which are
+    decoded and resized already. `rate` is the server scenario's mean number of images a second (None: half of what a
+    short burst shows the pipeline to do). The warm-up is not part of the report.
+
+    Raises `UsageError` for an unknown scenario, or a duration or rate that is not positive;
+    `InputRefusedError` if none of the images can be used; what opening and running the backend raises.
+    """
+    _check(scenario, duration, rate)
+    load = _Load(bundle, open_backend, images)
+    with load.pipeline:
+        _warm_up(load)
+        if scenario == "server" and rate is None:
+            rate = _burst_rate(load) / 2
+        with Sampler() as sampler:
+            run = _Run(duration, rate or 0.0, progress)
+            measured = SCENARIOS[scenario](load, run)
+            wall_seconds = time.monotonic() - run.start
+    _require_done(measured.results)
+    return build_report(
+        measured.results,
+        kind="bench",
+        scenario=scenario,
+        wall_seconds=wall_seconds,
+        bundle_manifest=bundle.manifest,
+        bundle_sha256=bundle.sha256,
+        backend_facts={"name": load.pipeline.backend_name, **load.pipeline.backend_facts},
+        machine_facts=machine_facts(),
+        samples=sampler.samples,
+        settings={
+            "duration_s": duration,
+            "images": f"{load.distinct} {'golden inputs of the bundle' if not images else 'files'}",
+            "warm_up_images": WARM_UP,
+            **measured.settings,
+        },
+        query_ms=measured.query_ms,
+        notes=measured.notes,
+    )
+
+
+def _check(scenario: str, duration: float, rate: float | None) -> None:
+    if scenario not in SCENARIOS:
+        raise UsageError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+    if not 0 < duration < math.inf:
+        raise UsageError(f"duration {duration:g} is not a positive number of seconds: give one, such as 10")
+    if rate is not None and scenario != "server":
+        raise UsageError(f"a rate has no meaning in the scenario {scenario}: leave it out, or take the scenario server")
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(f"rate {rate:g} is not a positive number of images a second: give one, or leave it out")
+
+
+def _warm_up(load: _Load) -> None:
+    """Run `WARM_UP` images, and more while none of them could be used, until each was tried."""
+    results: list[dict[str, Any]] = []
+    while not results or (len(results) < load.distinct and not _any_done(results)):
+        for _ in range(WARM_UP):
+            load.submit()
+        results += load.collect(WARM_UP)
+    _require_done(results)
+
+
+def _any_done(results: Sequence[dict[str, Any]]) -> bool:
+    return any(result["status"] == "done" for result in results)
+
+
+def _require_done(results: Sequence[dict[str, Any]]) -> None:
+    if not _any_done(results):
+        raise InputRefusedError(f"none of the images can be used; the first: {results[0]['reason']}")
+
+
+def _burst_rate(load: _Load) -> float:
+    """Images a second that the pipeline does when it is kept full, from a second's try."""
+    start, sent = time.monotonic(), 0
+    while time.monotonic() < start + 1 or sent < WARM_UP:
+        load.submit()
+        sent += 1
+    load.collect(sent)
+    return sent / (time.monotonic() - start)
+
+
+def _single_stream(load: _Load, run: _Run) -> Measured:
+    """The next image is sent when the one before it has its result."""
+    measured = Measured()
+    while not measured.results or run.goes_on():
+        load.submit()
+        measured.results += load.collect(1)
+    return measured
+
+
+def _multi_stream(load: _Load, run: _Run) -> Measured:
+    """Queries of `SAMPLES_PER_QUERY` images, each sent when all of the one before have results; the last one counts."""
+    measured = Measured(query_ms=[], settings={"samples_per_query": SAMPLES_PER_QUERY})
+    assert measured.query_ms is not None
+    while not measured.results or run.goes_on():
+        received = time.monotonic()
+        for _ in range(SAMPLES_PER_QUERY):
+            load.submit(received)
+        query = load.collect(SAMPLES_PER_QUERY)
+        measured.query_ms.append(max(result["timings_ms"]["total"] for result in query))
+        measured.results += query
+    return measured
+
+
+def _server(load: _Load, run: _Run) -> Measured:
+    """Images are due at the moments of a Poisson process, drawn beforehand, and timed from when they were due.
+
+    So an image that had to wait for those before it counts its wait: no coordinated omission. If the pipeline falls
+    behind by the run's whole duration the rest is not sent, and the report says so.
+    """
+    gaps = np.random.default_rng(SEED).exponential(1 / run.rate, size=max(1, round(run.rate * run.duration)))
+    due = (run.start + np.cumsum(gaps)).tolist()
+    sent = 0
+    for moment in due:
+        time.sleep(max(0.0, moment - time.monotonic()))
+        if time.monotonic() - moment > run.duration:
+            break
+        load.submit(moment)
+        sent += 1
+        run.goes_on()
+    measured = Measured(load.collect(sent), settings={"rate": run.rate, "seed": SEED, "due": len(due), "sent": sent})
+    if sent < len(due):
+        measured.notes = [f"the pipeline did not keep up: {len(due) - sent} of {len(due)} images due were never sent"]
+    return measured
+
+
+def _offline(load: _Load, run: _Run) -> Measured:
+    """Images are sent as fast as the pipeline takes them; each is timed from when it was taken."""
+    sent = 0
+    while not sent or run.goes_on():
+        load.submit()
+        sent += 1
+    return Measured(load.collect(sent))
+
+
+SCENARIOS: dict[str, Callable[[_Load, _Run], Measured]] = {
+    "single-stream": _single_stream,
+    "multi-stream": _multi_stream,
+    "server": _server,
+    "offline": _offline,
+}
