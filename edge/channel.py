@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Aborted(Exception):
+class AbortedError(Exception):
     """The stages were told to stop at once: what is in the queue will not be worked on."""
 
 
 class Channel(Generic[T]):
-    """A bounded queue. `close` lets its readers empty it and then end; `abort` wakes everyone with `Aborted`.
+    """A bounded queue. `close` lets its readers empty it and then end; `abort` wakes everyone with `AbortedError`.
 
     `queue.Queue` has neither before Python 3.13, and cannot hand out all that is waiting in one step.
     """
@@ -27,20 +27,20 @@ class Channel(Generic[T]):
         self._aborted = False
 
     def put(self, item: T) -> None:
-        """Append `item`, waiting while the channel is full. Raises `Aborted`."""
+        """Append `item`, waiting while the channel is full. Raises `AbortedError`."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or len(self._items) < self._size)
             if self._aborted:
-                raise Aborted
+                raise AbortedError
             self._items.append(item)
             self._changed.notify_all()
 
     def take(self, limit: int = 1) -> list[T]:
-        """Up to `limit` items that are waiting: at least one, or none once the channel is closed and empty. Raises `Aborted`."""
+        """Up to `limit` waiting items, at least one; none once the channel is closed and empty. Raises `AbortedError`."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or self._closed or bool(self._items))
             if self._aborted:
-                raise Aborted
+                raise AbortedError
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._changed.notify_all()
             return taken

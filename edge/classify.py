@@ -1,4 +1,4 @@
-"""``edge-infer classify``: the files named on the command line, one line each, in the order in which they were named."""
+"""``edge-infer classify``: the files named on the command line, one line each, in the order of their naming."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Printer:
         self._early: dict[int, dict[str, Any]] = {}
 
     def deliver(self, outcome: Outcome) -> None:
-        """Write the heat map, if wanted, and print whatever is next in line. Raises `OSError` if either cannot be written."""
+        """Write the heat map, if wanted, and print whatever is next in line. Raises `OSError` and `BundleError`."""
         result = outcome.result
         if self._cam_directory is not None and outcome.pixels is not None:
             result["cam"] = self._write_heatmap(self._cam_directory, outcome, outcome.pixels)
@@ -76,7 +76,7 @@ def readable(result: dict[str, Any]) -> str:
 def classify(
     bundle: Bundle, files: list[Path], *, backend: str, as_json: bool = False, cam_directory: Path | None = None
 ) -> int:
-    """Run `files` and print their results; returns the exit status: 0, or 1 if some were refused. Raises `EdgeError`."""
+    """Run `files` and print their results; the exit status: 0, or 1 if some were refused. Raises `EdgeError`."""
     if cam_directory is not None:
         cam_directory.mkdir(parents=True, exist_ok=True)
     printer = Printer(bundle, as_json, cam_directory)

@@ -17,7 +17,7 @@ from edge.bundle import Bundle, load_bundle
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 
 EXIT_STATUS = """exit status: 0 done; 1 some inputs were refused, each named with its reason; 2 wrong use;
-3 the bundle or the machine does not fit (what is missing is named); 130 interrupted; 141 the reader of the output left"""
+3 the bundle or the machine does not fit (what is missing is named); 130 interrupted; 141 nobody reads the output"""
 
 SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 
@@ -65,17 +65,17 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="log every step to stderr")
-    bundle = argparse.ArgumentParser(add_help=False)
+    bundle = _Parser(add_help=False)
     bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
     bundle.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
 
     parser = _Parser(prog="edge-infer", description="Findings in chest radiographs, on the device.", epilog=EXIT_STATUS)
     parser.add_argument("--version", action="version", version=f"edge-infer {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, help: str, parents: Sequence[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, help: str, parents: Sequence[_Parser]) -> _Parser:
         sub = commands.add_parser(name, help=help, description=help, parents=[*parents, common], epilog=EXIT_STATUS)
         sub.set_defaults(run=run, log_level=logging.INFO if name == "serve" else logging.WARNING)
         return sub
@@ -83,11 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("classify", _classify, "find what is in image files: one line an image", [bundle])
     sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="DICOM, PNG or JPEG image")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, refused images too")
-    sub.add_argument("--cam", type=Path, metavar="DIR", help="write each image's class activation maps there (.npy, .png)")
+    sub.add_argument(
+        "--cam", type=Path, metavar="DIR", help="write each image's class activation maps there (.npy, .png)"
+    )
 
     sub = command("serve", _serve, "run the images of a watched folder, results into a ledger", [bundle])
-    sub.add_argument("--watch", type=Path, required=True, metavar="DIR", help="take the images that appear in this folder")
-    sub.add_argument("--state", type=Path, default=default_state(), metavar="DIR", help="the ledger's place: %(default)s")
+    sub.add_argument(
+        "--watch", type=Path, required=True, metavar="DIR", help="take the images that appear in this folder"
+    )
+    sub.add_argument(
+        "--state", type=Path, default=default_state(), metavar="DIR", help="the ledger's place: %(default)s"
+    )
     sub.add_argument("--drain", action="store_true", help="stop once the folder holds nothing new and all is done")
     sub.add_argument(
         "--keep-names", action="store_true", help="keep file names with the results (they may hold patients' names)"
@@ -156,24 +162,29 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    bundle = _load(options)
+    bundle = load_bundle(options.bundle)
     from edge.bench import run_bench
 
     opener = functools.partial(open_backend, bundle, options.backend)
-    report = run_bench(bundle, opener, options.images, options.scenario, options.duration)
+    report = run_bench(bundle, opener, options.images or None, options.scenario, options.duration)
     return _present(report, options.report)
 
 
 def _report(options: argparse.Namespace) -> int:
     from edge.ledger import read_ledger
-    from edge.report import report_from_ledger
+    from edge.ledger_report import report_from_ledger
 
-    return _present(report_from_ledger(read_ledger(options.state)), options.report or options.state / "report")
+    report = report_from_ledger(read_ledger(options.state))
+    return _present(report, options.report or options.state / "report")
 
 
 def _present(report: dict[str, Any], directory: Path | None) -> int:
+    if report["notice"]:
+        print(f"edge-infer: {report['notice']}", file=sys.stderr)
     for stage, figures in report["stages"].items():
-        columns = (f"{name} {figures[name]:.2f}" for name in ("mean", "p50", "p99", "max") if figures.get(name) is not None)
+        columns = (
+            f"{name} {figures[name]:.2f}" for name in ("mean", "p50", "p99", "max") if figures.get(name) is not None
+        )
         print(f"{stage:<12} {'  '.join(columns)} ms  ({figures['count']} images)")
     if directory is not None:
         from edge.report import write_report

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from edge.backends import open_backend
-from edge.bundle import Bundle, load_bundle
+from edge.bundle import load_bundle
 from edge.errors import InputRefusedError
 from edge.ledger import Ledger
-from edge.pipeline import Item, Outcome, Pipeline, file_size_limit, read_file
+from edge.pipeline import Item, Outcome, Pipeline, read_file
 from edge.preprocess import Preprocess
 from edge.results import Timings, image_result
 from edge.selftest import tested
@@ -46,7 +46,7 @@ class ServeConfig:
 
 
 class Server:
-    """One run of the daemon: `startup`, `main_loop`, `shutdown`. After a kill, the next run takes up what was unfinished."""
+    """One run of the daemon: `startup`, `main_loop`, `shutdown`. After a kill, the next one goes on."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
@@ -61,7 +61,7 @@ class Server:
         with self._signals():
             bundle = load_bundle(self.config.bundle)
             self._bundle = bundle
-            self._size_limit = file_size_limit(Preprocess.from_manifest(bundle.manifest["preprocess"]))
+            self._size_limit = Preprocess.from_manifest(bundle.manifest["preprocess"]).max_file_bytes
             with Ledger(self.config.state) as self._ledger:
                 folder = WatchedFolder(self.config.watch, self._ledger.knows)
                 opener = functools.partial(tested, bundle, functools.partial(open_backend, bundle, self.config.backend))
@@ -74,7 +74,9 @@ class Server:
     def startup(self) -> int | None:
         """Wait for the self-tested backend and open a session in the ledger; None if told to stop meanwhile."""
         bundle = self._bundle
-        log.info("bundle %s (%s, manifest %s...), every file verified", bundle.name, bundle.precision, bundle.sha256[:12])
+        log.info(
+            "bundle %s (%s, manifest %s...), every file verified", bundle.name, bundle.precision, bundle.sha256[:12]
+        )
         while not self._pipeline.wait_until_open(POLL_SECONDS):
             if self._stopping.is_set():
                 self._pipeline.abort()
@@ -139,7 +141,9 @@ class Server:
                 self._refuse_unread(key, source, str(error))
             return
         run, new = self._ledger.receive(sha256=sha256, path=path, key=key, source=source)
-        log.info("received %s (sha256 %s...)%s", run, sha256[:12], "" if new else ": the same content again, not run twice")
+        log.info(
+            "received %s (sha256 %s...)%s", run, sha256[:12], "" if new else ": the same content again, not run twice"
+        )
 
     def _refuse_unread(self, key: str, source: str | None, reason: str) -> None:
         result = image_result(

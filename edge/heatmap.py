@@ -13,16 +13,17 @@ CAPTION_HEIGHT = 40
 
 
 def normalised(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The positive part of one finding's map (h, w), scaled to a maximum of 1; all 0 where nothing speaks for the finding.
+    """The positive part of one finding's map (h, w), scaled to a maximum of 1; all 0 if it has none.
 
     For a linear head after global average pooling this is Grad-CAM (Selvaraju et al., ICCV 2017, section 3).
     """
     positive = np.maximum(cam, 0.0)
-    return positive / max(float(positive.max()), np.finfo(np.float32).tiny)
+    scaled: NDArray[np.float32] = positive / max(float(positive.max()), np.finfo(np.float32).tiny)
+    return scaled
 
 
 def overlay(pixels: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The image (S, S) uint8 in gray with the map (h, w) over it in colour: (S, S, 3) uint8, channels blue, green, red."""
+    """The image (S, S) uint8 in gray, the map (h, w) over it in colour: (S, S, 3) uint8, blue, green, red."""
     import cv2
 
     size = pixels.shape[::-1]
@@ -43,7 +44,7 @@ def write_heatmap(
     result: dict[str, Any],
     notice: str,
 ) -> dict[str, str]:
-    """Write ``STEM.cam.npy``, all maps (L, h, w) float32 in logit units, and ``STEM.cam.png``, the likeliest finding's map.
+    """Write ``STEM.cam.npy``, all maps (L, h, w) float32 in logit units, and ``STEM.cam.png``, the likeliest one's picture.
 
     Returns the result's ``cam``: the two paths and the finding. Raises `OSError` if they cannot be written.
     """

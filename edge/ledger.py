@@ -1,4 +1,4 @@
-"""The ledger: what the daemon received, what it is working on, and every result, in one SQLite file that survives a kill.
+"""The ledger: what the daemon received, what is under way, and every result, in one SQLite file that survives a kill.
 
 A run goes ``received`` -> ``running`` -> ``done`` or ``refused``. A run that was under way when the process died is
 simply taken again. Content is done once: a second file with the same SHA-256 belongs to the first one's run.
@@ -119,7 +119,8 @@ class Ledger:
                 )
             elif state == "refused":
                 connection.execute(
-                    "UPDATE runs SET state = 'received', path = ?, source = ?, received = ?, result = NULL WHERE id = ?",
+                    "UPDATE runs SET state = 'received', path = ?, source = ?, received = ?, result = NULL "
+                    "WHERE id = ?",
                     (os.fsencode(path), source, timestamp(), run),
                 )
             connection.execute("INSERT OR REPLACE INTO seen (key, run) VALUES (?, ?)", (key, run))
@@ -207,7 +208,7 @@ class Ledger:
 
 
 def file_key(path: Path, status: os.stat_result) -> str:
-    """A digest by which a file is recognised while nothing about it changes; it does not give the path away at sight."""
+    """A digest by which an unchanged file is recognised; it does not give the path away at sight."""
     facts = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
     return hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -232,7 +233,9 @@ def read_ledger(state: Path) -> LedgerView:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version != VERSION:
                 raise MachineError(f"{path} is of version {version}, this program reads {VERSION}: check --state")
-            results = connection.execute("SELECT result FROM runs WHERE result IS NOT NULL ORDER BY received").fetchall()
+            results = connection.execute(
+                "SELECT result FROM runs WHERE result IS NOT NULL ORDER BY received"
+            ).fetchall()
             sessions = connection.execute("SELECT started, stopped, facts FROM sessions ORDER BY id").fetchall()
     except sqlite3.Error as error:
         raise MachineError(f"the ledger {path}: {error}: {_advice(error)}") from None

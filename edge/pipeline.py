@@ -1,4 +1,4 @@
-"""Streams images through a bundle: reading and decoding, inference and results overlap, with bounded queues between them.
+"""Streams images through a bundle: decoding, inference and results overlap, with bounded queues between them.
 
     submit -> [intake] -> decode workers -> [ready] -> inference thread -> [finished] -> result thread -> deliver
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edge.backends import Backend
 from edge.bundle import Bundle
-from edge.channel import Aborted, Channel
+from edge.channel import AbortedError, Channel
 from edge.errors import InputRefusedError, MachineError
 from edge.preprocess import Preprocess
 from edge.results import Timings, findings, image_result
@@ -116,7 +116,7 @@ class Pipeline:
             thread.start()
 
     def wait_until_open(self, timeout: float | None = None) -> bool:
-        """Wait until the backend is open, at most `timeout` seconds; returns whether it is. Raises what opening raised."""
+        """Wait until the backend is open, at most `timeout` seconds; whether it is. Raises what opening it raised."""
         opened = self._opened.wait(timeout)
         self.check()
         return opened
@@ -127,10 +127,10 @@ class Pipeline:
             raise self._error
 
     def submit(self, item: Item) -> None:
-        """Hand over one image; waits while the pipeline is full. Raises the error that stopped the pipeline, if one did."""
+        """Hand over one image; waits while the pipeline is full. Raises the error that stopped it, if one did."""
         try:
             self._intake.put(item)
-        except Aborted:
+        except AbortedError:
             self.check()
             raise
 
@@ -163,7 +163,7 @@ class Pipeline:
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Aborted:
+        except AbortedError:
             pass
         except BaseException as error:  # handed to whoever calls submit or drain
             with self._lock:
@@ -185,11 +185,6 @@ class Pipeline:
                     self._read(job)
                 except InputRefusedError as error:
                     job.reason = str(error)
-                except MemoryError:
-                    job.reason = "needs more memory than this machine has free: use a smaller image"
-                except Exception as error:  # a decoder's own mistake over one image must not stop the others
-                    log.error("decoding %s failed unexpectedly", item.id, exc_info=log.isEnabledFor(logging.DEBUG))
-                    job.reason = f"the decoder failed on it ({type(error).__name__}): export the image anew"
             (self._ready if job.reason is None else self._finished).put(job)
         with self._lock:
             self._decoding -= 1
@@ -204,12 +199,24 @@ class Pipeline:
             content = job.item.content
             if content is None:
                 assert job.item.path is not None
-                content = read_file(job.item.path, limit=file_size_limit(self._preprocess))
+                content = read_file(job.item.path, self._preprocess.max_file_bytes)
             found = hashlib.sha256(content).hexdigest()
             if job.sha256 not in (None, found):
-                raise InputRefusedError("the file changed after it was received: its new content is an image of its own")
+                raise InputRefusedError(
+                    "the file changed after it was received: its new content is an image of its own"
+                )
             job.sha256 = found
-            gray = preprocess.decode(content, self._preprocess)
+            try:
+                gray = preprocess.decode(content, self._preprocess)
+            except InputRefusedError:
+                raise
+            except MemoryError:
+                raise InputRefusedError("it needs more memory than is free: send a smaller image") from None
+            except Exception as error:  # a decoder's own mistake over one image must not stop the others
+                log.debug("decoding %s", job.item.id, exc_info=True)
+                raise InputRefusedError(
+                    f"the decoder failed ({type(error).__name__}): export the image anew"
+                ) from error
         with job.timings.stage("preprocess"):
             job.pixels = preprocess.resize(gray, self._preprocess)
 
@@ -253,15 +260,11 @@ class Pipeline:
             self._deliver(Outcome(result, job.cam, job.pixels))
 
 
-def file_size_limit(preprocess: Preprocess) -> int:
-    """The largest file, in bytes, that can hold an image within the pixel limit: 4 bytes a pixel, and 16 MB of header."""
-    return 4 * preprocess.max_pixels + 16_000_000
-
-
 def read_file(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes. Raises `InputRefusedError`, whose text never has the name."""
+    """Content of a regular file of at most `limit` bytes. Raises `InputRefusedError`, whose text never has the name."""
     try:
-        with path.open("rb", opener=_open_without_waiting) as file:
+        # Without waiting: opening a named pipe would wait for its writer, perhaps for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputRefusedError("it is not a regular file: name an image file")
@@ -275,8 +278,6 @@ def read_file(path: Path, limit: int) -> bytes:
     except PermissionError:
         raise InputRefusedError("it may not be read: grant read permission") from None
     except OSError as error:
-        raise InputRefusedError(f"it cannot be read ({error.strerror or type(error).__name__}): check the disk") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # opening a named pipe would wait for its writer, perhaps for ever
+        raise InputRefusedError(
+            f"it cannot be read ({error.strerror or type(error).__name__}): check the disk"
+        ) from None

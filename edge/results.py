@@ -40,7 +40,7 @@ class Timings:
             self.stages[name] = (time.monotonic() - start) * 1e3
 
     def milliseconds(self) -> dict[str, float]:
-        """The result's ``timings_ms``, as of now: a stage that did not run is absent, and ``gpu`` unless it was measured."""
+        """The result's ``timings_ms``, as of now. A stage that did not run is absent; ``gpu`` is, if unmeasured."""
         total = (time.monotonic() - self.received) * 1e3
         figures = {**self.stages, "queue": max(0.0, total - sum(self.stages.values())), "total": total}
         timings = {name: round(figures[name], 4) for name in STAGES if name in figures}
@@ -57,7 +57,7 @@ def probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def findings(
     labels: Sequence[str], thresholds: Mapping[str, float], logits: NDArray[np.floating[Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Per finding its probability and whether it reaches the finding's threshold. `logits` (L,), in the order of `labels`."""
+    """Per finding its probability and whether it reaches the threshold. `logits` (L,), in the order of `labels`."""
     return {
         label: {"probability": round(float(p), 8), "positive": bool(p >= thresholds[label])}
         for label, p in zip(labels, probabilities(logits), strict=True)

@@ -1,4 +1,4 @@
-"""The self-test: a backend must give, on the bundle's golden inputs, what the float32 reference gave when it was built."""
+"""The self-test: a backend must give, on the golden inputs, what the float32 reference gave when the bundle was built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from edge.bundle import GOLDEN, Bundle
 from edge.errors import BundleError
 from edge.results import probabilities
 
-
 log = logging.getLogger(__name__)
 
 
@@ -29,9 +28,13 @@ def golden_inputs(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.float32
         raise BundleError(f"{path} cannot be read ({error}): build the bundle anew") from None
     shape = (len(images), 1, bundle.input_size, bundle.input_size)
     if len(images) == 0 or images.shape != shape or images.dtype != np.uint8:
-        raise BundleError(f"{path}: images are {images.dtype} {images.shape}, expected uint8 {shape}: build the bundle anew")
+        raise BundleError(
+            f"{path}: images are {images.dtype} {images.shape}, expected uint8 {shape}: build the bundle anew"
+        )
     if logits.shape != (len(images), len(bundle.labels)):
-        raise BundleError(f"{path}: logits are {logits.shape}, expected {(len(images), len(bundle.labels))}: build the bundle anew")
+        raise BundleError(
+            f"{path}: logits are {logits.shape}, expected {(len(images), len(bundle.labels))}: build the bundle anew"
+        )
     return images, logits
 
 
@@ -43,7 +46,7 @@ def self_test(bundle: Bundle, backend: Backend) -> dict[str, Any]:
     """
     images, reference = golden_inputs(bundle)
     try:
-        tolerance = float(bundle.manifest["golden"]["max_logit_difference"])
+        tolerance = float(bundle.manifest["golden"]["max_probability_difference"])
     except (KeyError, TypeError, ValueError):
         raise BundleError(f"{bundle.name} has no tolerance for its golden inputs: build the bundle anew") from None
     batches = [backend.infer(images[i : i + bundle.batch]).logits for i in range(0, len(images), bundle.batch)]

@@ -49,22 +49,28 @@ class Backend(Protocol):
 
 
 def open_backend(bundle: Bundle, choice: str = "auto") -> Backend:
-    """Open `bundle` with the backend `choice`; ``auto`` takes TensorRT if it works here, else ONNX Runtime, and says why.
+    """Open `bundle` with the backend `choice`; ``auto`` takes TensorRT if it works here, else ONNX Runtime.
 
     Raises `MachineError` if the chosen backend cannot run here.
     """
     if choice not in CHOICES:
         raise UsageError(f"backend {choice!r} is none of {', '.join(CHOICES)}")
     # Imported here: each backend brings a library that the others' users may not have.
+    reason = f"--backend {choice}"
     if choice in ("auto", "tensorrt"):
         from edge.backends.tensorrt import open_tensorrt
 
         try:
-            return open_tensorrt(bundle)
+            backend = open_tensorrt(bundle)
+            backend.facts["chosen_because"] = reason if choice == "tensorrt" else "auto: the first that works here"
+            return backend
         except MachineError as error:
             if choice == "tensorrt":
                 raise
+            reason = f"auto: TensorRT cannot run here ({error})"
             log.info("backend onnxruntime, because TensorRT cannot run here: %s", error)
     from edge.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle)
+    fallback = OnnxRuntimeBackend(bundle)
+    fallback.facts["chosen_because"] = reason
+    return fallback

@@ -63,7 +63,9 @@ class OnnxRuntimeBackend:
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: image}), strict=True))
         except Exception as error:  # as above
-            raise MachineError(f"ONNX Runtime failed on an image: {_first_line(error)}: run `edge-infer doctor`") from None
+            raise MachineError(
+                f"ONNX Runtime failed on an image: {_first_line(error)}: run `edge-infer doctor`"
+            ) from None
 
     def close(self) -> None:
         """Free the session; the backend cannot be used afterwards."""

@@ -24,9 +24,9 @@ UNFINISHED_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart")
 
 
 class WatchedFolder:
-    """Finds complete files below a folder, in any depth; hidden files and names of unfinished transfers are left alone.
+    """Finds complete files below a folder, at any depth; hidden and half-transferred ones are left alone.
 
-    A file is complete when two looks `SETTLE_SECONDS` or more apart find the same size and times, and no process on this
+    A file is complete when two looks, `SETTLE_SECONDS` or more apart, find the same size and times and no process on this
     machine holds it open for writing. Renaming a finished file into the folder is the surest way to hand one over.
     """
 
