@@ -1,0 +1,62 @@
+"""Mapping of stored pixel values to 8 bits by one table over all values that the bits can hold.
+
+A table of at most 65,536 entries is computed in float64; the image itself, millions of pixels, is only looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import InputRefusedError
+
+Stored = NDArray[np.uint8] | NDArray[np.uint16]
+"""(H, W) stored values as bit patterns: a negative value is its two's complement."""
+
+_BLOCK_PIXELS = 1 << 18
+"""NumPy turns a table's indices into 8-byte integers: block by block, so that they fit a cache and not 8 images."""
+
+
+def apply_table(stored: Stored, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) uint8: ``table[stored]``. `table` has an entry for each value that the dtype of `stored` can hold."""
+    result = np.empty(stored.shape, np.uint8)
+    for block in _row_blocks(stored):
+        # Every index fits the table, so "clip" never clips: it only spares NumPy the check.
+        np.take(table, stored[block], out=result[block], mode="clip")
+    return result
+
+
+def patterns_present(stored: Stored) -> NDArray[np.bool_]:
+    """(256,) or (65536,) bool: which bit patterns occur in the image."""
+    present = np.zeros(1 << 8 * stored.itemsize, np.bool_)
+    for block in _row_blocks(stored):
+        present[stored[block]] = True
+    return present
+
+
+def scale_to_byte(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
+    """`values` from [low, high] to 0..255, rounded to the nearest (half to even), clipped outside."""
+    return to_byte((values - low) / (high - low))
+
+
+def to_byte(fraction: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """0..1 -> 0..255, rounded to the nearest (half to even), clipped outside."""
+    return np.rint(np.clip(fraction, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def full_range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Minimum and maximum of `values`, an image's. Raises `InputRefusedError` if they leave no contrast."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if low == high:
+        raise InputRefusedError(
+            "every pixel has the same value and the file declares no window: there is no image; export it again"
+        )
+    return low, high
+
+
+def _row_blocks(stored: Stored) -> Iterator[slice]:
+    rows = max(1, _BLOCK_PIXELS // stored.shape[1])
+    for start in range(0, stored.shape[0], rows):
+        yield slice(start, start + rows)
