@@ -1,0 +1,197 @@
+"""The steps from a checkpoint to a verified bundle, in order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from build_engine.bundle_writer import bundle_directory, write_manifest
+from build_engine.export import check_parity, export_onnx, save_model
+from build_engine.images import calibration_images, gate_images
+from build_engine.lowering import choose, lower
+from build_engine.precision import to_float16
+from build_engine.verify import portable_runner, say, verify
+from calibration.dataset import CalibrationSet, from_folder
+from calibration.quantize import quantize
+from edge.backends.tensorrt import platform_facts
+from edge.bundle import CALIBRATION, ENGINE, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
+from edge.engine_from_onnx import build_engine
+from edge.errors import MachineError
+from edge.preprocess import Preprocess
+from edge.progress import ProgressLine
+from mdconv.checkpoint import Checkpoint, load_checkpoint
+from mdconv.weights import DEMO_CHECKPOINT
+
+GOLDEN_IMAGES = 8
+GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1}
+"""How far a probability may lie from the float32 reference on a golden image, in the self-test of each precision."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The options of ``make.py``, under their own names."""
+
+    precision: str
+    checkpoint: Path | None
+    input_size: int | None
+    batch: int
+    calibration_data: Path | None
+    calibration_method: str
+    calibration_images: int
+    backend: str
+    lowering: str
+    gate_data: Path | None
+    max_auc_drop: float
+    gate: bool
+    workspace_mb: int | None
+    timing_cache: Path | None
+    output: Path | None
+
+
+def build_bundle(options: BuildOptions) -> Path:
+    """Build the bundle that `options` ask for and return its path.
+
+    Progress goes to standard error. Raises `UsageError` for options that cannot work, `MachineError` where the machine
+    lacks something, `BundleError` if the artefact is not the float32 network it was made from; the place of the bundle
+    is then as it was before.
+    """
+    demo = options.checkpoint is None
+    checkpoint = load_checkpoint(options.checkpoint or DEMO_CHECKPOINT)
+    preprocess = Preprocess(options.input_size or checkpoint.input_size)
+    backend = _choose_backend(options.backend)
+    choice = choose(options.lowering, backend)
+    output = options.output or Path("out") / f"{checkpoint.network}-{options.precision}-{backend}"
+    say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")
+    if checkpoint.notice:
+        say(checkpoint.notice)
+
+    with bundle_directory(output) as directory, tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
+        # Only ranges may not come from the images that judge them; golden inputs may.
+        given = options.calibration_data or (None if options.precision == "int8" else options.gate_data)
+        images = calibration_images(
+            given,
+            demo=demo,
+            count=options.calibration_images,
+            size=preprocess.input_size,
+            scratch=Path(scratch),
+        )
+        dataset = from_folder(images.directory, options.calibration_images, preprocess)
+        golden = np.concatenate(list(itertools.islice(dataset, GOLDEN_IMAGES)))
+
+        say("exporting to ONNX")
+        export_onnx(checkpoint, directory / PORTABLE_MODEL, options.batch, preprocess.input_size)
+        parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
+        say(f"ONNX Runtime against PyTorch: logits differ by {parity.logits:.1e}, cam by {parity.cam:.1e} at most")
+        calibration = _write_precision(options, directory, dataset, images.origin)
+        builder_model = _write_builder_model(directory, options.precision, choice.kind)
+        engine = _build_engine(options, backend, directory, builder_model)
+        _write_golden(directory, golden)
+
+        facts: dict[str, Any] = {
+            "name": output.name,
+            "model": _describe_model(checkpoint, preprocess, options.batch),
+            "preprocess": preprocess.to_manifest(),
+            "precision": options.precision,
+            "lowering": {"kind": choice.kind, "reason": choice.reason, "builder_model": builder_model},
+            "backend": backend,
+            "platform": _describe_platform(backend, engine),
+            "calibration": calibration,
+            "golden": {"max_probability_difference": GOLDEN_TOLERANCE[options.precision]},
+            "gate": {"verdict": "not assessed", "reason": "the build is not finished"},
+        }
+        write_manifest(directory, facts)
+        judges = gate_images(options.gate_data, demo=demo, size=preprocess.input_size, scratch=Path(scratch))
+        facts["gate"] = verify(load_bundle(directory), judges if options.gate else None, options.max_auc_drop)
+        write_manifest(directory, facts)
+    return output
+
+
+def _write_precision(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> dict[str, Any]:
+    """Write the model of the wanted precision beside the portable one; returns the manifest's calibration entry."""
+    none = {"method": None, "count": 0, "digest": None, "images": None}
+    if options.precision == "fp32":
+        return none
+    model = onnx.load(directory / PORTABLE_MODEL)
+    if options.precision == "fp16":
+        save_model(to_float16(model), directory / model_file("fp16"))
+        return none
+    say(f"calibrating on {len(dataset)} images by {options.calibration_method}")
+    with ProgressLine("calibration") as progress:
+        quantized, calibration = quantize(model, dataset, options.calibration_method, progress)
+    save_model(quantized, directory / model_file("int8"))
+    (directory / CALIBRATION).write_text(json.dumps(calibration, indent=1) + "\n")
+    return {**{key: calibration[key] for key in ("method", "count", "digest")}, "images": origin}
+
+
+def _write_builder_model(directory: Path, precision: str, lowering: str) -> str:
+    """Write what an engine builder reads, standard ONNX without functions; returns the file's name."""
+    name = f"model.{precision}.{lowering}.onnx"
+    save_model(lower(onnx.load(directory / model_file(precision)), lowering), directory / name)
+    return name
+
+
+def _build_engine(options: BuildOptions, backend: str, directory: Path, builder_model: str) -> dict[str, Any] | None:
+    """Build the engine if the backend has one; returns what the builder says of it."""
+    if backend == "onnxruntime":
+        return None
+    say(f"building the {backend} engine")
+    with ProgressLine("engine") as progress:
+        return build_engine(
+            directory / builder_model,
+            directory / ENGINE,
+            target=backend,
+            batch=options.batch,
+            workspace_mb=options.workspace_mb,
+            timing_cache=options.timing_cache,
+            progress=progress,
+        )
+
+
+def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:
+    """Keep a few real inputs with the float32 outputs: what every machine's self-test compares with."""
+    logits, cam = portable_runner(directory / PORTABLE_MODEL)(images)
+    np.savez_compressed(directory / GOLDEN, images=images, logits=logits, cam=cam)
+
+
+def _describe_model(checkpoint: Checkpoint, preprocess: Preprocess, batch: int) -> dict[str, Any]:
+    return {
+        "network": checkpoint.network,
+        "config": checkpoint.config,
+        "input_size": preprocess.input_size,
+        "batch": batch,
+        "labels": list(checkpoint.labels),
+        "thresholds": checkpoint.thresholds,
+        "weights_sha256": checkpoint.sha256,
+        "notice": checkpoint.notice,
+        "card": checkpoint.card,
+    }
+
+
+def _choose_backend(wanted: str) -> str:
+    """The backend to build for; ``auto`` is TensorRT where it can run, else ONNX Runtime, and says why."""
+    if wanted != "auto":
+        return wanted
+    try:
+        platform_facts()
+    except MachineError as error:
+        say(f"building for onnxruntime, since TensorRT cannot run here: {error}")
+        return "onnxruntime"
+    return "tensorrt"
+
+
+def _describe_platform(backend: str, engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the artefact was made with: a loader compares it with the machine it finds itself on."""
+    if engine is None:
+        return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
+    return {**(platform_facts() if backend == "tensorrt" else {}), **engine}

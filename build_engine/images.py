@@ -1,0 +1,56 @@
+"""Which images a build calibrates on and is judged by.
+
+They are the user's own. Only the demo checkpoint may go without: it was trained on synthetic phantoms, so phantoms are
+its real input, and they are rendered here from seeds that training never saw.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from edge.errors import UsageError
+from mdconv.data.phantom import write_phantoms
+
+CALIBRATION_SEED = 3_000_000
+GATE_SEED = 2_000_000
+GATE_PHANTOMS = 200
+
+
+class ImageFolder(NamedTuple):
+    """A folder of images and what a manifest says of it (never its path, which may name a patient or a ward)."""
+
+    directory: Path
+    origin: str
+
+
+def calibration_images(given: Path | None, *, demo: bool, count: int, size: int, scratch: Path) -> ImageFolder:
+    """The folder to calibrate on: the one `given`, or for the demo checkpoint `count` phantoms written under `scratch`.
+
+    Raises `UsageError` for any other checkpoint without images of its own.
+    """
+    if given is not None:
+        return ImageFolder(_existing(given, "--calibration-data"), "user's images")
+    if not demo:
+        raise UsageError("no --calibration-data: name a folder of radiographs like those that the network will see")
+    return _phantoms(scratch / "calibration", CALIBRATION_SEED, count, size)
+
+
+def gate_images(given: Path | None, *, demo: bool, size: int, scratch: Path) -> ImageFolder | None:
+    """The folder to judge the build by: the one `given`, labelled phantoms for the demo checkpoint, or None."""
+    if given is not None:
+        return ImageFolder(_existing(given, "--gate-data"), "user's images")
+    if not demo:
+        return None
+    return _phantoms(scratch / "gate", GATE_SEED, GATE_PHANTOMS, size)
+
+
+def _existing(directory: Path, option: str) -> Path:
+    if not directory.is_dir():
+        raise UsageError(f"{option} {directory} is no folder: name one that holds radiographs")
+    return directory
+
+
+def _phantoms(directory: Path, seed: int, count: int, size: int) -> ImageFolder:
+    write_phantoms(directory, count=count, seed=seed, size=size)
+    return ImageFolder(directory, f"synthetic phantoms, seeds {seed} to {seed + count - 1}")

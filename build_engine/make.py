@@ -1,0 +1,139 @@
+"""Build a bundle: checkpoint -> ONNX -> calibrated ONNX -> engine, verified on real images, ready to deploy.
+
+python build_engine/make.py --int8
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+try:
+    from build_engine.build import BuildOptions, build_bundle
+except ImportError as missing:
+    sys.exit(
+        f"make.py: cannot import {missing.name}: run it in the environment that `make demo` sets up "
+        "(.venv/bin/python build_engine/make.py), or pip install '.[build]'"
+    )
+
+from calibration.quantize import METHODS
+from edge.bundle import BACKENDS
+from edge.errors import EdgeError, describe_os_error
+
+
+def parse(arguments: Sequence[str] | None) -> BuildOptions:
+    """The command line as options; argparse itself ends the process with status 2 on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="make.py",
+        description="Build a bundle from a checkpoint: export, calibrate, build the engine, verify on real images. The "
+        "last line printed is the bundle's path.",
+        epilog="Exit status: 0 done, 2 wrong use, 3 the machine does not fit or the bundle failed its gate.",
+    )
+    precision = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("int8", "8-bit weights and activations (default)"),
+        ("fp16", "half precision"),
+        ("fp32", "single precision"),
+    ):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="F", help="safetensors file of mdconv.train (default: the demo checkpoint)"
+    )
+    parser.add_argument(
+        "--input-size",
+        type=_at_least(32),
+        metavar="PIXELS",
+        help="height and width of the input (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--batch", type=_at_least(1), default=1, metavar="N", help="most images an inference (default: 1)"
+    )
+    parser.add_argument(
+        "--calibration-data",
+        type=Path,
+        metavar="DIR",
+        help="radiographs to calibrate on (needed but for the demo checkpoint)",
+    )
+    parser.add_argument(
+        "--calibration-method", choices=METHODS, default="entropy", help="how ranges are chosen (default: entropy)"
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=_at_least(1),
+        default=128,
+        metavar="N",
+        help="most images to calibrate on (default: 128)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="what to build for (default: auto = tensorrt where it works here, else onnxruntime)",
+    )
+    parser.add_argument(
+        "--lowering",
+        choices=("auto", "plugin", "padded", "split"),
+        default="auto",
+        help="how MD-Conv reaches the engine builder (default: auto)",
+    )
+    parser.add_argument(
+        "--gate-data", type=Path, metavar="DIR", help="images to judge the build by, with labels.csv if there is one"
+    )
+    parser.add_argument(
+        "--max-auc-drop",
+        type=_fraction,
+        default=0.01,
+        metavar="X",
+        help="mean AUC that the build may lose against float32 (default: 0.01)",
+    )
+    parser.add_argument(
+        "--no-gate", dest="gate", action="store_false", help="skip the accuracy gate; the manifest says so"
+    )
+    parser.add_argument("--workspace-mb", type=_at_least(1), metavar="N", help="limit of the engine builder's memory")
+    parser.add_argument("--timing-cache", type=Path, metavar="F", help="TensorRT timing cache to read and update")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="the bundle (default: out/<network>-<precision>-<backend>)"
+    )
+    options = parser.parse_args(arguments)
+    options.precision = options.precision or "int8"
+    return BuildOptions(**vars(options))
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return whole_number
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(arguments)
+    try:
+        print(build_bundle(options))
+    except EdgeError as error:
+        print(f"make.py: {error}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        print(f"make.py: {describe_os_error(error)}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("make.py: interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
