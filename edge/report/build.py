@@ -161,7 +161,7 @@ def verdict(report: Mapping[str, Any]) -> str:
         return "No image was classified, so there is nothing to time."
     speed = f"{_figure(throughput)} images/s"
     if report["scenario"] == "offline":
-        return f"{speed} with all {done} images at hand at once."
+        return f"{speed} with the pipeline kept full ({done} images)."
     figures, noun = report["stages"]["total"], "images"
     if report["query"] is not None:
         per_query = report["settings"].get("samples_per_query")

@@ -19,7 +19,7 @@ SCENARIOS = {
     "single-stream": "single stream: the next image comes when the one before it is answered",
     "multi-stream": "multi-stream: several images a query, the next query when the one before it is answered",
     "server": "server: images arrive at random moments (Poisson), timed from when each was due",
-    "offline": "offline: as many images at once as the pipeline takes",
+    "offline": "offline: images are sent as fast as the pipeline takes them",
     "service": "service: what the daemon received",
 }
 
@@ -123,7 +123,8 @@ def _stages(report: Mapping[str, Any]) -> str:
     if report["gpu_ms"] != UNAVAILABLE:
         rows.append(_summary_row("infer, on the GPU's clock", report["gpu_ms"]))
     table = _table(["stage", "images", *COLUMNS], rows, "Milliseconds in each stage")
-    return _section("Where the time goes", _plot(stage_plot(stages)) + table)
+    plot = _plot(stage_plot(stages)) if stages["total"]["p50"] is not None else ""
+    return _section("Where the time goes", plot + table)
 
 
 def _summary_row(name: str, summary: Mapping[str, Any]) -> list[Any]:
@@ -189,14 +190,14 @@ def _facts(facts: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{escape(str(key).replace("_", " "))}</th><td class="wrap">{_fact(value)}</td></tr>'
         for key, value in facts.items()
     )
-    return f"<table><tbody>{rows}</tbody></table>"
+    return f'<table class="facts"><tbody>{rows}</tbody></table>'
 
 
-def _fact(value: Any) -> str:
+def _fact(value: Any, line_break: str = "<br>") -> str:
     if isinstance(value, Mapping):
-        return "<br>".join(f"{escape(str(key))}: {_fact(inner)}" for key, inner in value.items()) or "none"
+        return line_break.join(f"{escape(str(key))}: {_fact(inner, ', ')}" for key, inner in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_fact(inner) for inner in value) or "none"
+        return ", ".join(_fact(inner, ", ") for inner in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value == UNAVAILABLE:

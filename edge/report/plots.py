@@ -96,8 +96,6 @@ def stage_plot(stages: Mapping[str, Any]) -> str:
             start = value
         for column, (_, value) in enumerate(values):
             body += [text(right + 90 + 76 * column, y + 16, figure_text(value), "", "end")]
-        if not values:
-            body += [text(right + 24, y + 16, "too few images for percentiles", "tick")]
     body += [line(label, top - 4, label, base, "axis")]
     body += [text((label + right) / 2, base + 38, "milliseconds", "label", "middle")]
     for index, name in enumerate(("p50", "p90", "p99")):

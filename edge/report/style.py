@@ -27,7 +27,8 @@ h1 { font-size: 1rem; font-weight: 600; margin: 0; color: var(--muted); }
 h2 { font-size: 1.1rem; margin: 0 0 4px; }
 h3 { font-size: .95rem; margin: 20px 0 6px; }
 p { margin: 4px 0 12px; }
-.verdict { font-size: 1.75rem; line-height: 1.25; font-weight: 650; letter-spacing: -.01em; margin: 6px 0 8px; }
+.verdict { font-size: 1.75rem; line-height: 1.25; font-weight: 650; letter-spacing: -.01em;
+  text-wrap: balance; margin: 6px 0 8px; }
 .about { color: var(--muted); margin: 0 0 16px; }
 .muted { color: var(--muted); }
 .notice { border-left: 4px solid var(--warn); background: var(--warn-soft); padding: 8px 14px; border-radius: 4px;
@@ -47,7 +48,7 @@ svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
 svg text.tick, svg text.label { fill: var(--muted); font-size: 12px; } svg text.strong { font-weight: 650; }
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--axis); }
 svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
-svg .alarm { stroke: var(--alarm); stroke-width: 1.5; }
+svg .alarm { stroke: var(--alarm); stroke-width: 1.5; } svg text.alarm-text { fill: var(--alarm); }
 svg .bar { fill: var(--p90); } svg .tail { fill: var(--second); }
 svg rect.p50 { fill: var(--p50); } svg rect.p90 { fill: var(--p90); } svg rect.p99 { fill: var(--p99); }
 svg .area { fill: var(--p99); opacity: .45; } svg .dot { fill: var(--p50); stroke: var(--card); stroke-width: 1.5; }
@@ -61,7 +62,7 @@ caption { text-align: left; color: var(--muted); padding: 0 0 4px; }
 th, td { text-align: left; padding: 5px 10px 5px 0; border-top: 1px solid var(--line); vertical-align: top; }
 thead th { border-top: 0; color: var(--muted); font-weight: 500; } tbody th { font-weight: 500; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-td.wrap { overflow-wrap: anywhere; }
+td.wrap { overflow-wrap: anywhere; } .facts th { white-space: nowrap; width: 1%; }
 tr.flag td, tr.flag th { background: var(--warn-soft); }
 .badge { display: inline-block; border-radius: 99px; padding: 0 10px; font-size: .82rem; font-weight: 600;
   white-space: nowrap; border: 1px solid currentColor; }

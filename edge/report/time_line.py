@@ -41,7 +41,8 @@ def time_line_plot(series: Mapping[str, Any]) -> str:
         base = top + index * (LANE + GAP) + LANE
         body += _lane(lane, x, base)
     for seconds in _throttled(series["machine"]):
-        body += [line(x(seconds), top, x(seconds), base, "alarm")]
+        body += [line(x(seconds), top - 14, x(seconds), base, "alarm")]
+        body += [text(x(seconds), 10, "throttled", "tick alarm-text", "middle")]
     for tick in ticks(0, end, 10):
         body += [line(x(tick), base, x(tick), base + 4, "axis")]
         body += [text(x(tick), base + 18, tick_text(tick), "tick", "middle")]
@@ -65,7 +66,7 @@ def unread(series: Mapping[str, Any]) -> list[str]:
 
 
 def _latency_lanes(latency: Any) -> list[Lane]:
-    if latency == UNAVAILABLE:
+    if latency == UNAVAILABLE or len(latency["t_s"]) < 2:
         return []
     seconds = latency["t_s"]
     speed = [count / latency["bin_s"] for count in latency["count"]]
@@ -140,9 +141,9 @@ def _lane(lane: Lane, x: Callable[[float], float], base: float) -> list[str]:
             body += [path(points, kind)]
         if len(lane.lines) > 1:
             body += [text(legend, base - LANE - 8, name, "tick", "end")]
-            legend -= 7.0 * len(name) + 6
+            legend -= sum(8.4 if letter.isupper() else 6.6 for letter in name) + 8
             body += [line(legend - 18, base - LANE - 12, legend - 2, base - LANE - 12, kind)]
-            legend -= 34
+            legend -= 36
     return body
 
 
