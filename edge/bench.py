@@ -103,7 +103,7 @@ class _Load:
 def run_bench(
     bundle: Bundle,
     open_backend: Callable[[], Backend],
-    images: Sequence[Path] = (),
+    images: Sequence[Path] | None = None,
     scenario: str = "single-stream",
     duration: float = 10.0,
     *,
@@ -112,7 +112,7 @@ def run_bench(
 ) -> dict[str, Any]:
     """Run `scenario` for `duration` seconds and return its report (`edge.report.build_report`).
 
-    `images` are files, used over and over in their order; with none it takes the bundle's golden inputs, which are
+    `images` are files, used over and over in their order; without any it takes the bundle's golden inputs, which are
     decoded and resized already. `rate` is the server scenario's mean number of images a second (None: half of what a
     short burst shows the pipeline to do). The warm-up is not part of the report.
 
@@ -120,7 +120,7 @@ def run_bench(
     `InputRefusedError` if none of the images can be used; what opening and running the backend raises.
     """
     _check(scenario, duration, rate)
-    load = _Load(bundle, open_backend, images)
+    load = _Load(bundle, open_backend, images or ())
     with load.pipeline:
         _warm_up(load)
         if scenario == "server" and rate is None:

@@ -12,10 +12,9 @@ from typing import Any
 
 from edge.errors import MachineError, describe_os_error
 from edge.report.build import build_report
-from edge.report.from_ledger import report_from_ledger
 from edge.report.html import report_html
 
-__all__ = ["REPORT_HTML", "REPORT_JSON", "build_report", "report_from_ledger", "write_report"]
+__all__ = ["REPORT_HTML", "REPORT_JSON", "build_report", "write_report"]
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"

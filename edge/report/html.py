@@ -20,7 +20,6 @@ SCENARIOS = {
     "multi-stream": "multi-stream: several images a query, the next query when the one before it is answered",
     "server": "server: images arrive at random moments (Poisson), timed from when each was due",
     "offline": "offline: images are sent as fast as the pipeline takes them",
-    "service": "service: what the daemon received",
 }
 
 
