@@ -44,7 +44,7 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def add_constant(graph: onnx.GraphProto, name: str, value: NDArray[Any]) -> str:
     """Put a constant into the graph, unless one of this name is there already, and return its name."""
     if name not in initializers(graph):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
 
 
