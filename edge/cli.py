@@ -157,16 +157,18 @@ def _serve(options: argparse.Namespace) -> int:
         drain=options.drain,
         keep_names=options.keep_names,
     )
-    Server(config).run()
-    return 0
+    refused = Server(config).run()
+    return 1 if refused and options.drain else 0
 
 
 def _bench(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     from edge.bench import run_bench
+    from edge.progress import ProgressLine
 
     opener = functools.partial(open_backend, bundle, options.backend)
-    report = run_bench(bundle, opener, options.images or None, options.scenario, options.duration)
+    with ProgressLine("bench") as progress:
+        report = run_bench(bundle, opener, options.images, options.scenario, options.duration, progress=progress)
     return _present(report, options.report)
 
 
@@ -186,6 +188,10 @@ def _present(report: dict[str, Any], directory: Path | None) -> int:
             f"{name} {figures[name]:.2f}" for name in ("mean", "p50", "p99", "max") if figures.get(name) is not None
         )
         print(f"{stage:<12} {'  '.join(columns)} ms  ({figures['count']} images)")
+    rate = f", {report['throughput']:.1f} a second" if report["throughput"] is not None else ""
+    print(
+        f"{report['counts']['done']} images in {report['wall_seconds']:.1f} s{rate}; {report['counts']['refused']} refused"
+    )
     if directory is not None:
         from edge.report import write_report
 

@@ -53,10 +53,10 @@ class Server:
         self._stopping = threading.Event()
         self._finished = {"done": 0, "refused": 0}
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or, with ``drain``, until all is done; then finish what is under way.
 
-        Raises `BundleError` or `MachineError` if it cannot serve, or can no longer.
+        Returns how many images were refused. Raises `BundleError` or `MachineError` if it cannot serve any longer.
         """
         with self._signals():
             bundle = load_bundle(self.config.bundle)
@@ -70,6 +70,7 @@ class Server:
                     if session is not None:
                         self.main_loop(folder)
                         self.shutdown(session)
+        return self._finished["refused"]
 
     def startup(self) -> int | None:
         """Wait for the self-tested backend and open a session in the ledger; None if told to stop meanwhile."""
@@ -77,6 +78,8 @@ class Server:
         log.info(
             "bundle %s (%s, manifest %s...), every file verified", bundle.name, bundle.precision, bundle.sha256[:12]
         )
+        if bundle.notice:
+            log.warning("%s", bundle.notice)
         while not self._pipeline.wait_until_open(POLL_SECONDS):
             if self._stopping.is_set():
                 self._pipeline.abort()

@@ -1,0 +1,135 @@
+"""Images per second of the pipeline against the plain loop that a user would write, on the same files in one run.
+
+    python benchmarks/pipeline.py BUNDLE...
+
+The plain loop reads with pydicom or OpenCV, resizes, and runs the bundle's float32 ONNX in ONNX Runtime with its default
+settings, one image after the other. The pipeline runs the bundle as `edge-infer` does. Both have their model loaded before
+the clock starts; they take turns, so that a change of the machine's speed meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+import pydicom
+from numpy.typing import NDArray
+from pydicom.data import get_testdata_file
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from edge.backends import open_backend
+from edge.bundle import PORTABLE_MODEL, Bundle, load_bundle
+from edge.pipeline import Item, Outcome, Pipeline
+
+
+def read_plainly(path: Path, size: int) -> NDArray[np.uint8]:
+    """(1, 1, size, size) uint8 of a DICOM or PNG file, as in the usual example."""
+    if path.suffix == ".dcm":
+        dataset = pydicom.dcmread(path)
+        values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
+        values = (values - values.min()) / (values.max() - values.min()) * 255
+        gray = (255 - values if dataset.PhotometricInterpretation == "MONOCHROME1" else values).astype(np.uint8)
+    else:
+        gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    return cv2.resize(gray, (size, size), interpolation=cv2.INTER_AREA)[np.newaxis, np.newaxis]
+
+
+def time_plain_loop(session: Any, bundle: Bundle, files: Sequence[Path]) -> float:
+    """Seconds to run `files` one after the other."""
+    start = time.perf_counter()
+    for path in files:
+        session.run(None, {"image": read_plainly(path, bundle.input_size)})
+    return time.perf_counter() - start
+
+
+def time_pipeline(bundle: Bundle, backend: str, files: Sequence[Path]) -> float:
+    """Seconds from the first file submitted to the last result. Raises `RuntimeError` unless all are done."""
+    results = []
+
+    def deliver(outcome: Outcome) -> None:
+        results.append(outcome.result)
+
+    with Pipeline(bundle, functools.partial(open_backend, bundle, backend), deliver) as pipeline:
+        pipeline.wait_until_open()
+        start = time.perf_counter()
+        for number, path in enumerate(files):
+            pipeline.submit(Item(str(number), path=path))
+        pipeline.drain()
+        seconds = time.perf_counter() - start
+    reasons = {result["reason"] for result in results if result["status"] != "done"}
+    if reasons or len(results) != len(files):
+        raise RuntimeError(f"{len(results)} results of {len(files)} files; refused because {reasons}")
+    return seconds
+
+
+def make_files(directory: Path, count: int) -> dict[str, list[Path]]:
+    """`count` phantoms of 1024 x 1024 as PNG, and a quarter as many copies of a real radiograph as uncompressed DICOM."""
+    command = [sys.executable, "-m", "mdconv.data.phantom", "--output", str(directory), "--size", "1024"]
+    subprocess.run([*command, "--count", str(count), "--seed", "4000000"], check=True, stdout=subprocess.DEVNULL)
+    source = get_testdata_file("RG1_UNCR.dcm")
+    assert isinstance(source, str)
+    copies = [directory / f"{number}.dcm" for number in range(max(1, count // 4))]
+    for copy in copies:
+        shutil.copy(source, copy)
+    return {"PNG 1024x1024": sorted(directory.rglob("*.png")), "DICOM 1841x1955 raw": copies}
+
+
+def measure(plain: Callable[[], float], pipeline: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of each of `repeats` turns of both, after one turn that is not counted."""
+    turns = [(plain(), pipeline()) for _ in range(repeats + 1)][1:]
+    return [turn[0] for turn in turns], [turn[1] for turn in turns]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--images", type=int, default=32, help="number of PNG files; a quarter as many DICOM (default: 32)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each (default: 5)")
+    options = parser.parse_args(arguments)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
+        kinds = make_files(Path(scratch), options.images)
+        for bundle in map(load_bundle, options.bundles):
+            session = onnxruntime.InferenceSession(bundle.directory / PORTABLE_MODEL, providers=["CPUExecutionProvider"])
+            for kind, files in kinds.items():
+                plain, pipeline = measure(
+                    functools.partial(time_plain_loop, session, bundle, files),
+                    functools.partial(time_pipeline, bundle, options.backend, files),
+                    options.repeats,
+                )
+                ratios = [a / b for a, b in zip(plain, pipeline)]
+                row = {
+                    "bundle": bundle.name,
+                    "precision": bundle.precision,
+                    "files": kind,
+                    "plain_loop_images_per_s": round(len(files) / statistics.median(plain), 2),
+                    "pipeline_images_per_s": round(len(files) / statistics.median(pipeline), 2),
+                    "ratio": round(statistics.median(ratios), 3),
+                    "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+                }
+                rows.append(row)
+                print(
+                    f"{bundle.name} ({bundle.precision}), {kind}: plain loop {row['plain_loop_images_per_s']} images/s, "
+                    f"pipeline {row['pipeline_images_per_s']}, ratio {row['ratio']} {row['ratio_range']}",
+                    flush=True,
+                )
+    print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
