@@ -40,7 +40,7 @@ class Histogram:
     @property
     def width(self) -> float:
         """Width w of a bin, in the values' unit."""
-        return 2.0**self._exponent
+        return math.ldexp(1.0, self._exponent)
 
     @property
     def largest(self) -> float:
@@ -104,7 +104,7 @@ def entropy(histogram: Histogram) -> float:
     candidates = [*range(LEVELS, used, _STEP), used]
     divergences = [_divergence(histogram.counts, bins) for bins in candidates]
     best = candidates[int(np.argmin(divergences))]
-    return min(best * histogram.width, histogram.largest)
+    return float(min(best * histogram.width, histogram.largest))
 
 
 def _divergence(counts: NDArray[np.int64], bins: int) -> float:

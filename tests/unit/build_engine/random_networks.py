@@ -1,0 +1,54 @@
+"""Checkpoints with random weights whose every batch norm and bias matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edge.labels import CHESTXRAY14
+from mdconv.checkpoint import Checkpoint
+from mdconv.networks import build
+
+
+def random_checkpoint(size: int = 64, seed: int = 3, **config: Any) -> Checkpoint:
+    """A MobileNet-v2 checkpoint for `size` pixels; its activations stay of order one through all layers."""
+    torch.manual_seed(seed)
+    network = build("mobilenet_v2", labels=14, **config)
+    randomise(network)
+    return Checkpoint(
+        network.eval(), "mobilenet_v2", dict(config), CHESTXRAY14, size, {}, "random weights", {}, "0" * 64
+    )
+
+
+def randomise(network: nn.Module) -> None:
+    """Give every batch norm and classifier values that leave nothing out."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.8, 1.6)
+            nn.init.normal_(module.bias, std=0.3)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.2)
+            nn.init.normal_(module.bias, std=0.5)
+
+
+def random_images(count: int, size: int, seed: int = 11) -> NDArray[np.uint8]:
+    """(count, 1, size, size) uint8: smooth fields with noise, darker and brighter ones."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (count, 1, size // 8 + 2, size // 8 + 2))
+    fields = coarse.repeat(8, axis=2).repeat(8, axis=3)[:, :, :size, :size] + rng.normal(0, 12, (count, 1, size, size))
+    return np.clip(fields, 0, 255).astype(np.uint8)
+
+
+def run(model: onnx.ModelProto, images: NDArray[Any], *outputs: str) -> list[NDArray[Any]]:
+    """Outputs of `model` in ONNX Runtime, all of them unless named."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    results: list[NDArray[Any]] = session.run(list(outputs) or None, {session.get_inputs()[0].name: images})
+    return results

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper, shape_inference
+from random_networks import random_checkpoint, random_images, run
+
+from build_engine.export import to_onnx
+from build_engine.precision import to_float16
+from calibration.graph import CONVOLUTIONS, initializers
+from calibration.quantize import activations, insert, place
+from edge.errors import UsageError
+from mdconv.checkpoint import Checkpoint
+
+
+@pytest.mark.parametrize("size", [64, 45])
+@pytest.mark.parametrize("stages", [(), ("layer5",), ("layer0", "layer2")])
+def test_close_to_float32(size: int, stages: tuple[str, ...]) -> None:
+    model = to_onnx(random_checkpoint(size, md_stages=stages), batch=2)
+    half = to_float16(model)
+    onnx.checker.check_model(half, full_check=True)
+    images = random_images(2, size)
+    for found, wanted in zip(run(half, images), run(model, images)):
+        assert found.dtype == np.float32
+        difference = np.abs(found - wanted).max()
+        assert 0 < difference < 0.01 * np.abs(wanted).max()
+
+
+def test_types(checkpoint: Checkpoint) -> None:
+    half = to_float16(to_onnx(checkpoint))
+    types = {value.name: value.type.tensor_type.elem_type for value in half.graph.value_info}
+    types |= {value.name: value.type.tensor_type.elem_type for value in half.graph.output}
+    for node in half.graph.node:
+        if node.op_type in CONVOLUTIONS:
+            assert types[node.output[0]] == TensorProto.FLOAT16
+            assert {initializers(half.graph)[name].data_type for name in node.input[1:]} == {TensorProto.FLOAT16}
+    assert types["normalised"] == types["pooled"] == types["cam"] == types["logits"] == TensorProto.FLOAT
+    assert [node.name for node in half.graph.node if node.op_type == "Cast"] == [
+        "normalise.cast",
+        "normalised.to_float16",
+        "cam.to_float32",
+    ]
+    assert half.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    shape_inference.infer_shapes(half, check_type=True, strict_mode=True)
+
+
+def test_argument_is_left_alone(checkpoint: Checkpoint) -> None:
+    model = to_onnx(checkpoint)
+    before = model.SerializeToString(deterministic=True)
+    to_float16(model)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_weight_beyond_the_range_is_named(checkpoint: Checkpoint) -> None:
+    model = to_onnx(checkpoint)
+    tensor = initializers(model.graph)["head.weight"]
+    values = numpy_helper.to_array(tensor).copy()
+    values[0] = 7e4
+    tensor.CopyFrom(numpy_helper.from_array(values, "head.weight"))
+    with pytest.raises(UsageError, match=r"head\.weight reaches 7e\+04"):
+        to_float16(model)
+
+
+def test_quantized_model_is_refused(checkpoint: Checkpoint) -> None:
+    model = to_onnx(checkpoint)
+    placement = place(model.graph)
+    scales = dict.fromkeys(activations(model.graph, placement), np.float32(0.1))
+    with pytest.raises(UsageError, match="the model is quantized"):
+        to_float16(insert(model, placement, scales))
