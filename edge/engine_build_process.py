@@ -65,10 +65,10 @@ def build(job: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     """Parse, build, write the engine to ``job["engine"]``; returns what TensorRT told. Raises `EdgeError`, OSError."""
     trt = import_tensorrt(job["target"])
     rtx = job["target"] == "tensorrt-rtx"
-    logger = _logger(trt, verbose=rtx)
+    logger = make_logger(trt, verbose=rtx)
     builder = _make_builder(trt, logger)
     if job["plugin"]:
-        _load_plugin(builder, job["plugin"])
+        load_plugin(builder.get_plugin_registry(), job["plugin"])
     network = _parse(trt, builder, logger, Path(job["onnx"]))
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -101,7 +101,7 @@ def build(job: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     }
 
 
-def _logger(trt: Any, verbose: bool) -> Any:
+def make_logger(trt: Any, verbose: bool = False) -> Any:
     """A logger that keeps errors, warnings and, if verbose, the list of layers that the builder prints."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -193,9 +193,10 @@ def _make_builder(trt: Any, logger: Any) -> trt.Builder:
         ) from None
 
 
-def _load_plugin(builder: trt.Builder, library: str) -> None:
+def load_plugin(registry: trt.IPluginRegistry, library: str) -> None:
+    """Register the plugins of the shared library `library`. Raises `MachineError`."""
     try:
-        handle = builder.get_plugin_registry().load_library(library)
+        handle = registry.load_library(library)
     except Exception as error:  # pybind's translation of a failed dlopen differs among releases
         raise MachineError(f"plugin library {library} does not load ({_one_line(str(error))}): build it anew") from None
     if handle is None:
