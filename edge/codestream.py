@@ -37,7 +37,7 @@ def read_jpeg_frame(data: bytes) -> Frame:
     """Read the markers of a JPEG or JPEG-LS stream up to its first scan. Raises `InputRefusedError`."""
     frame: Frame | None = None
     orientation = 1
-    for marker, body in _segments(data):
+    for marker, body, _ in jpeg_segments(data):
         if marker == _APP1 and body.startswith(b"Exif\0\0"):
             orientation = read_exif_orientation(body[6:])
         if marker in _SOF_MARKERS:
@@ -54,8 +54,11 @@ def read_jpeg_frame(data: bytes) -> Frame:
     return frame._replace(orientation=orientation)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) of each segment after SOI; ends with the first SOS, whose body is its header."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """(marker, body, end) of each segment after SOI; the last is the first SOS, whose body is its header.
+
+    Raises `InputRefusedError` if the header is damaged.
+    """
     at = 2
     while True:
         if at + 4 > len(data):
@@ -69,10 +72,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if length < 2 or at + 2 + length > len(data):
             raise _damaged("JPEG", "it ends inside its header")
-        yield marker, data[at + 4 : at + 2 + length]
+        start, at = at + 4, at + 2 + length
+        yield marker, data[start:at], at
         if marker == _SOS:
             return
-        at += 2 + length
 
 
 def read_exif_orientation(tiff: bytes) -> int:
@@ -109,7 +112,7 @@ def read_jpeg2000_frame(data: bytes) -> Frame:
 
 def check_end_of_image(data: bytes, what: str) -> None:
     """Refuse a stream that lacks its end marker (the same two bytes in JPEG, JPEG-LS, JPEG 2000): it was cut."""
-    if not data[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+    if not data[-64:].rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # zeros and ones pad to an even length
         raise _damaged(what, "its end is missing")
 
 

@@ -37,7 +37,7 @@ def decode_png(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if pixels is None or pixels.shape[:2] != (rows, columns):
         raise _damaged_png("its pixels cannot be decoded")
     _check_gray(pixels, tolerance=0)
-    gray = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 0])
+    gray: Stored = pixels if pixels.ndim == 2 else pixels[..., 0].copy()
     if gray.dtype == np.uint8:
         return gray.astype(np.uint8, copy=False)
     values = np.arange(1 << 16, dtype=np.float64)

@@ -1,9 +1,9 @@
 """Stored pixel values of a DICOM image, whatever its transfer syntax (PS3.5 section 8, annexes A and G).
 
 The codecs are those that pydicom's project maintains (pyjpegls, pylibjpeg-openjpeg), simplejpeg for 8-bit JPEG, and
-GDCM for JPEG lossless. They are called here directly, and only after the codestream's own header was found to agree
-with the data set: pydicom's wrappers log tracebacks and warn process-wide, and a codec writes as much as its stream
-says.
+our own for JPEG lossless and RLE. They are called here directly, and only after the codestream's own header was found
+to agree with the data set: pydicom's wrappers log tracebacks and warn process-wide, and a codec writes as much as its
+stream says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge.codestream import (
     SOF_BASELINE,
@@ -27,8 +26,10 @@ from edge.codestream import (
     read_jpeg_frame,
 )
 from edge.dicom.elements import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, File
+from edge.dicom.jpeg_lossless import decode_jpeg_lossless
 from edge.errors import InputRefusedError
 from edge.grayscale import Stored
+from edge.raster import decode_jpeg_scan
 
 
 class Layout(NamedTuple):
@@ -91,9 +92,7 @@ def _decode_jpeg(data: bytes, layout: Layout) -> Stored:
             f"the DICOM is lossy JPEG of {frame.precision} bits, only 8 bits are decoded: convert it to lossless"
         )
     _check_frame(frame, layout)
-    from edge.raster import decode_jpeg_scan
-
-    return decode_jpeg_scan(data, "GRAY")[..., 0]
+    return _fit(decode_jpeg_scan(data, "GRAY")[..., 0], frame, layout)
 
 
 def _decode_jpeg_ls(data: bytes, layout: Layout) -> Stored:
@@ -104,7 +103,7 @@ def _decode_jpeg_ls(data: bytes, layout: Layout) -> Stored:
     import jpeg_ls
 
     try:
-        pixels, _ = jpeg_ls.decode_pixel_data(data)
+        pixels = bytes(jpeg_ls.decode_pixel_data(data)[0])
     except (RuntimeError, ValueError):
         raise _damaged("JPEG-LS") from None
     return _as_patterns(pixels, frame, layout)
@@ -128,22 +127,19 @@ def _decode_jpeg_lossless(data: bytes, layout: Layout) -> Stored:
     if frame.process != SOF_LOSSLESS:
         raise _disagrees("it is no JPEG lossless, which the transfer syntax says")
     _check_frame(frame, layout)
-    check_end_of_image(data, "JPEG lossless")
-    from edge.dicom.lossless import decode_lossless
-
-    return _as_patterns(decode_lossless(data, frame), frame, layout)
+    return _fit(decode_jpeg_lossless(data, frame), frame, layout)
 
 
 def _decode_rle(data: bytes, layout: Layout) -> Stored:
     """PS3.5 annex G: one segment a byte of the pixel, the high byte first."""
     planes = layout.allocated // 8
-    if len(data) < 64:
+    size = layout.rows * layout.columns
+    if not 64 <= len(data) <= 64 + planes * (2 * size + 2):  # at worst two bytes a byte, and padding
         raise _damaged("RLE")
     count, *offsets = struct.unpack_from("<16I", data)
     bounds = [*offsets[:planes], len(data)]
     if count != planes or bounds[0] < 64 or sorted(bounds) != bounds:
         raise _damaged("RLE")
-    size = layout.rows * layout.columns
     pixels = np.zeros((size,), np.uint8 if planes == 1 else np.uint16)
     for start, end in itertools.pairwise(bounds):
         pixels <<= 8 * (planes - 1)
@@ -181,21 +177,26 @@ def _check_frame(frame: Frame, layout: Layout) -> None:
     if layout.signed and not frame.signed and frame.precision < layout.stored:
         # JPEG knows no sign, so the sign bit must be where the header says it is.
         raise _disagrees(f"its stream has {frame.precision} bits, the header says {layout.stored}, signed")
+    if frame.signed and not layout.signed and frame.precision != layout.stored:
+        raise _disagrees(f"its stream has {frame.precision} bits, signed, the header says {layout.stored}, unsigned")
 
 
-def _as_patterns(pixels: bytes | bytearray, frame: Frame, layout: Layout) -> Stored:
+def _as_patterns(pixels: bytes, frame: Frame, layout: Layout) -> Stored:
     """A codec's little-endian samples as (H, W); a signed stream's high bits continue its sign."""
     if frame.precision > 8:
-        patterns: NDArray[np.uint8] | NDArray[np.uint16] = np.frombuffer(pixels, "<u2").astype(np.uint16, copy=False)
-    elif frame.signed and layout.allocated == 16:
-        patterns = np.frombuffer(pixels, np.int8).astype(np.int16).view(np.uint16)
-    else:
-        patterns = np.frombuffer(pixels, np.uint8)
-        if layout.stored > 8:
-            patterns = patterns.astype(np.uint16)
-    if patterns.size != layout.rows * layout.columns:
+        return _fit(np.frombuffer(pixels, "<u2").astype(np.uint16, copy=False), frame, layout)
+    if frame.signed:
+        return _fit(np.frombuffer(pixels, np.int8).astype(np.int16).view(np.uint16), frame, layout)
+    return _fit(np.frombuffer(pixels, np.uint8), frame, layout)
+
+
+def _fit(samples: Stored, frame: Frame, layout: Layout) -> Stored:
+    """`samples` as (H, W), checked to be as many and as small as the header says."""
+    if samples.size != layout.rows * layout.columns:
         raise _disagrees("its stream holds another number of pixels than its header says")
-    return patterns.reshape(layout.rows, layout.columns)
+    if not layout.signed and not frame.signed and int(samples.max()) >> layout.stored:
+        raise _disagrees(f"its stream holds values of more than the {layout.stored} bits that the header says")
+    return samples.reshape(layout.rows, layout.columns)
 
 
 _NATIVE = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED, EXPLICIT_BIG))
