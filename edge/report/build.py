@@ -95,7 +95,7 @@ def build_report(
         "machine": dict(machine_facts),
         "bundle": _bundle_identity(bundle_manifest, bundle_sha256),
         "backend": {key: value for key, value in backend_facts.items() if key != "layers"},
-        "notes": [*notes, *_notes(stages, query, energy)],
+        "notes": [*notes, *_notes(stages, query, energy), *_layer_notes(layers, backend_facts)],
     }
     report["verdict"] = verdict(report)
     return report
@@ -147,6 +147,13 @@ def _notes(stages: Mapping[str, Any], query: Mapping[str, Any] | None, energy: M
         rails = " + ".join(energy["rails"])
         notes.append(f"energy is the mean of {rails} over the run, idle power included, divided by the images done")
     return notes
+
+
+def _layer_notes(layers: Sequence[Mapping[str, Any]], backend_facts: Mapping[str, Any]) -> list[str]:
+    if not layers or "layers" in backend_facts or backend_facts.get("engine") == "bundle":
+        return []
+    used = backend_facts.get("engine") or backend_facts.get("name")
+    return [f"the layers are those of the engine in the bundle, which this run did not use (but: {used})"]
 
 
 def _either(counts: Iterable[int]) -> str:
