@@ -24,7 +24,7 @@ from build_engine.precision import to_float16
 from build_engine.verify import portable_runner, say, verify
 from calibration.dataset import CalibrationSet, from_folder
 from calibration.quantize import quantize
-from edge.backends.tensorrt import platform_facts
+from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, ENGINE, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
 from edge.engine_from_onnx import build_engine
 from edge.errors import MachineError
@@ -183,7 +183,7 @@ def _choose_backend(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     try:
-        platform_facts()
+        probe_platform()
     except MachineError as error:
         say(f"building for onnxruntime, since TensorRT cannot run here: {error}")
         return "onnxruntime"
@@ -194,4 +194,4 @@ def _describe_platform(backend: str, engine: Mapping[str, Any] | None) -> dict[s
     """What the artefact was made with: a loader compares it with the machine it finds itself on."""
     if engine is None:
         return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
-    return {**(platform_facts() if backend == "tensorrt" else {}), **engine}
+    return {**(probe_platform() if backend == "tensorrt" else {}), **engine}

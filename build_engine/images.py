@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.errors import UsageError
-from mdconv.data.phantom import write_phantoms
+from mdconv.data.phantom.folder import write_folder
 
 CALIBRATION_SEED = 3_000_000
 GATE_SEED = 2_000_000
@@ -52,5 +52,5 @@ def _existing(directory: Path, option: str) -> Path:
 
 
 def _phantoms(directory: Path, seed: int, count: int, size: int) -> ImageFolder:
-    write_phantoms(directory, count=count, seed=seed, size=size)
+    write_folder(directory, count, seed, size)
     return ImageFolder(directory, f"synthetic phantoms, seeds {seed} to {seed + count - 1}")
