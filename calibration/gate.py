@@ -107,15 +107,17 @@ def assess(
     pairs = [(reference(batch), candidate(batch)) for batch in images]
     if not pairs:
         raise UsageError("no image to judge the model by: name a folder of radiographs")
-    expected, found = (probabilities(np.concatenate(logits)) for logits in zip(*pairs))
-    if truth is not None and truth.shape != expected.shape:
-        raise UsageError(f"labels are {truth.shape}, expected {expected.shape}: one row an image, one column a finding")
-    difference = np.abs(found - expected)
-    figures: dict[str, Any] = {"mean_difference": float(difference.mean()), "max_difference": float(difference.max())}
-    result = {"images": len(expected), "max_auc_drop": max_auc_drop, "figures": figures}
-    if not np.isfinite(difference).all():
-        figures.update(mean_difference=None, max_difference=None)
+    logits = [np.concatenate(batches) for batches in zip(*pairs)]
+    shape = logits[0].shape
+    if truth is not None and truth.shape != shape:
+        raise UsageError(f"labels are {truth.shape}, expected {shape}: one row an image, one column a finding")
+    figures: dict[str, Any] = {"mean_difference": None, "max_difference": None}
+    result = {"images": shape[0], "max_auc_drop": max_auc_drop, "figures": figures}
+    if not np.isfinite(logits).all():
         return {"verdict": "fail", "reason": "a model's output is not a finite number", **result}
+    expected, found = map(probabilities, logits)
+    difference = np.abs(found - expected)
+    figures.update(mean_difference=float(difference.mean()), max_difference=float(difference.max()))
     if truth is None:
         reason = "no labels: only the agreement with the float32 model was measured"
         return {"verdict": "not assessed", "reason": reason, **result}

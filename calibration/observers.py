@@ -16,7 +16,9 @@ BINS = 4096
 LEVELS = 128
 """Magnitudes that symmetric int8 tells apart, zero among them."""
 
-PERCENTILE = 99.99
+BEYOND = 10_000
+"""`percentile` lets one value in so many lie beyond the range: it is the 99.99th."""
+
 _STEP = 16
 _CANDIDATES = 128
 _TINY_EXPONENT = -100
@@ -73,16 +75,18 @@ def minmax(histogram: Histogram) -> float:
     return histogram.largest
 
 
-def percentile(histogram: Histogram, percent: float = PERCENTILE) -> float:
-    """The magnitude that `percent` % of the values (zeros included) do not exceed, to within a bin."""
+def percentile(histogram: Histogram) -> float:
+    """The 99.99th percentile of the magnitudes, zeros included, by nearest rank and to within a bin."""
     total = histogram.zeros + int(histogram.counts.sum())
     below = histogram.zeros + np.cumsum(histogram.counts)
-    first = int(np.searchsorted(below, total * percent / 100))
+    first = int(np.searchsorted(below, total - total // BEYOND))
     return min((first + 1) * histogram.width, histogram.largest)
 
 
 def mse(histogram: Histogram) -> float:
     """The range with the least mean squared error of quantization, rounding and saturation weighed together."""
+    if histogram.largest == 0:
+        return 0.0
     centres = (np.arange(BINS) + 0.5) * histogram.width
     candidates = histogram.largest * np.arange(1, _CANDIDATES + 1) / _CANDIDATES
     errors = []

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibration.gate import assess, read_labels
+from edge.errors import UsageError
+
+NAMES = ("Mass", "Nodule")
+TRUTH = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.bool_)
+GOOD = np.array([[2.0, -2.0], [1.0, -1.0], [-1.0, 3.0], [-2.0, -3.0]], np.float32)
+
+
+def model(logits: NDArray[Any]) -> Any:
+    """A stand-in for inference: an image's first pixel says which row of `logits` it gets."""
+    return lambda images: logits[images[:, 0, 0, 0]]
+
+
+def batches(count: int = 4, size: int = 2) -> list[NDArray[np.uint8]]:
+    images = np.zeros((count, 1, 3, 3), np.uint8)
+    images[:, 0, 0, 0] = range(count)
+    return [images[i : i + size] for i in range(0, count, size)]
+
+
+def judge(candidate: NDArray[Any], truth: NDArray[np.bool_] | None = TRUTH, limit: float = 0.01) -> dict[str, Any]:
+    return assess(model(GOOD), model(candidate), batches(), NAMES, truth, limit)
+
+
+def test_same_model_passes() -> None:
+    result = judge(GOOD)
+    assert result["verdict"] == "pass"
+    assert result["images"] == 4
+    assert result["figures"]["mean_difference"] == result["figures"]["max_difference"] == 0
+    assert result["figures"]["mean_auc"] == {"reference": 1.0, "candidate": 1.0, "drop": 0.0}
+    assert result["figures"]["findings"]["Mass"] == {"positives": 2, "reference": 1.0, "candidate": 1.0}
+
+
+def test_differences_are_of_probabilities() -> None:
+    shifted = GOOD.copy()
+    shifted[0, 0] += 0.5
+    figures = judge(shifted)["figures"]
+    expected = 1 / (1 + np.exp(-2.5)) - 1 / (1 + np.exp(-2.0))
+    assert figures["max_difference"] == pytest.approx(expected, rel=1e-6)
+    assert figures["mean_difference"] == pytest.approx(expected / 8, rel=1e-6)
+
+
+def test_lost_auc_fails_beyond_the_limit() -> None:
+    worse = GOOD.copy()
+    worse[2, 0] = 1.5  # a negative above one of the two positives: AUC of Mass 1 -> 0.75, the mean 1 -> 0.875
+    result = judge(worse)
+    assert result["verdict"] == "fail"
+    assert result["figures"]["mean_auc"]["drop"] == pytest.approx(0.125)
+    assert "0.1250" in result["reason"]
+    assert judge(worse, limit=0.125)["verdict"] == "pass"
+
+
+def test_finding_without_both_classes_is_left_out_of_the_mean() -> None:
+    truth = TRUTH.copy()
+    truth[:, 1] = False
+    figures = judge(GOOD, truth)["figures"]
+    assert figures["findings"]["Nodule"] == {"positives": 0, "reference": None, "candidate": None}
+    assert figures["mean_auc"]["reference"] == 1.0
+
+
+def test_without_labels_only_agreement() -> None:
+    result = judge(GOOD + 0.1, truth=None)
+    assert result["verdict"] == "not assessed"
+    assert "only the agreement" in result["reason"]
+    assert result["figures"]["mean_difference"] > 0
+    assert "mean_auc" not in result["figures"]
+
+
+def test_labels_that_tell_nothing() -> None:
+    result = judge(GOOD, np.zeros_like(TRUTH))
+    assert result["verdict"] == "not assessed"
+    assert "no finding is both present and absent" in result["reason"]
+
+
+def test_output_that_is_no_number_fails() -> None:
+    broken = GOOD.copy()
+    broken[3, 1] = np.nan
+    for truth in (TRUTH, None):
+        result = judge(broken, truth)
+        assert result["verdict"] == "fail"
+        assert result["figures"]["max_difference"] is None
+
+
+def test_no_image_and_wrong_labels_are_refused() -> None:
+    with pytest.raises(UsageError, match="no image to judge"):
+        assess(model(GOOD), model(GOOD), [], NAMES, TRUTH, 0.01)
+    with pytest.raises(UsageError, match="one row an image"):
+        judge(GOOD, TRUTH[:3])
+
+
+def labelled(directory: Path, rows: str, header: str = "Image Index,Finding Labels,Patient ID") -> Path:
+    for name in ("a.png", "b.png"):
+        (directory / name).touch()
+    (directory / "labels.csv").write_text(f"{header}\n{rows}", encoding="utf-8")
+    return directory
+
+
+def test_reads_labels(tmp_path: Path) -> None:
+    rows = "a.png,Nodule|Mass,1\nb.png,No Finding,2\n"
+    for header in ("Image Index,Finding Labels,Patient ID", "\ufeffImage Index,Finding Labels,Patient ID"):
+        found = read_labels(labelled(tmp_path, rows, header), NAMES)
+        assert found.paths == (tmp_path / "a.png", tmp_path / "b.png")
+        np.testing.assert_array_equal(found.truth, [[True, True], [False, False]])
+
+
+def test_findings_that_the_network_does_not_know_are_absent(tmp_path: Path) -> None:
+    found = read_labels(labelled(tmp_path, "a.png,Hernia|Nodule,1\n"), NAMES)
+    np.testing.assert_array_equal(found.truth, [[False, True]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a.png,Mass,1\nc.png,Mass,1\n", r"row 3: no file .*c\.png"),
+        ("a.png,Mass,1\na.png,Nodule,1\n", r"row 3: a\.png was listed before"),
+        ("a.png,Mas,1\n", r"row 2: unknown finding Mas"),
+        ("a.png\n", r"row 2: image 'a\.png' and findings None"),
+        (",Mass,1\n", r"row 2: image ''"),
+        ("", r"lists no image"),
+    ],
+)
+def test_bad_row_is_named(tmp_path: Path, rows: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read_labels(labelled(tmp_path, rows), NAMES)
+    assert "labels.csv" in str(caught.value)
+
+
+def test_bad_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"labels\.csv"):
+        read_labels(tmp_path, NAMES)
+    with pytest.raises(UsageError, match="no column 'Finding Labels'"):
+        read_labels(labelled(tmp_path, "a.png,Mass\n", "Image Index,Labels"), NAMES)
+    (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="no CSV text"):
+        read_labels(tmp_path, NAMES)
