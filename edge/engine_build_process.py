@@ -21,6 +21,7 @@ from edge.errors import EdgeError, MachineError, describe_os_error
 
 if TYPE_CHECKING:
     import tensorrt as trt
+    import tensorrt_rtx as trt_rtx
 
 _INSTALL = {
     "tensorrt": "on a Jetson `sudo apt install python3-libnvinfer`, and make the virtual environment see it",
@@ -239,15 +240,15 @@ def _add_profile(builder: trt.Builder, network: trt.INetworkDefinition, config: 
         raise MachineError(f"TensorRT refuses an optimisation profile of 1 to {batch} images: use a smaller batch")
 
 
-def _set_compute_capabilities(trt: Any, config: Any, names: list[str]) -> None:
-    """`config` is TensorRT-RTX's: TensorRT itself builds for the GPU at hand and has no such call."""
-    known = [name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+def _set_compute_capabilities(trt_rtx: Any, config: trt_rtx.IBuilderConfig, names: list[str]) -> None:
+    """TensorRT-RTX only: TensorRT itself builds for the GPU at hand."""
+    known = [name[2:] for name in trt_rtx.ComputeCapability.__members__ if name.startswith("SM")]
     unknown = sorted(set(names) - set(known))
     if unknown or not names:
         raise MachineError(f"compute capability {', '.join(unknown) or 'none'} is not among {', '.join(known)}")
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
-        if not config.set_compute_capability(trt.ComputeCapability.__members__["SM" + name], index):
+        if not config.set_compute_capability(trt_rtx.ComputeCapability.__members__["SM" + name], index):
             raise MachineError(f"TensorRT-RTX refuses compute capability {name}: leave it out")
 
 

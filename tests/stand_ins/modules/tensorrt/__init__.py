@@ -51,7 +51,6 @@ class LayerInformationFormat(enum.Enum):
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
-    EXPLICIT_BATCH = 0
     STRONGLY_TYPED = 1
 
 
