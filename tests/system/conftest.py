@@ -1,0 +1,39 @@
+"""The demo bundles, built once a test session by the real command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_make(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run ``make.py`` as a user would."""
+    command = [sys.executable, ROOT / "build_engine" / "make.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def build(output: Path, *arguments: str | Path) -> Path:
+    made = run_make(*arguments, "--output", output)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-1] == str(output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``make.py --int8`` with every default."""
+    return build(tmp_path_factory.mktemp("bundles") / "int8", "--int8", "--backend", "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``make.py --fp32``, without its gate: it is the reference itself."""
+    return build(
+        tmp_path_factory.mktemp("bundles") / "fp32",
+        *("--fp32", "--backend", "onnxruntime", "--no-gate", "--calibration-images", "16"),
+    )

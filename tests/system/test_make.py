@@ -1,0 +1,183 @@
+"""``build_engine/make.py`` as a user runs it: every precision and backend, and what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edge.bundle import load_bundle
+from mdconv.checkpoint import load_checkpoint, save_checkpoint
+from mdconv.data.phantom.folder import write_folder
+from mdconv.weights import DEMO_CHECKPOINT
+from tests.system.conftest import build, run_make
+
+
+@pytest.fixture(scope="module")
+def few_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("phantoms")
+    write_folder(directory, 12, 4_500_000, 448)
+    return directory
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB, too small for any bundle."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", directory], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting a small tmpfs is not allowed here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def check_manifest(directory: Path) -> dict[str, object]:
+    """The manifest names every file but itself, with its size and hash. Returns it."""
+    manifest: dict[str, object] = json.loads((directory / "manifest.json").read_text())
+    expected = {
+        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "size": file.stat().st_size}
+        for file in directory.iterdir()
+        if file.name != "manifest.json"
+    }
+    assert manifest["files"] == expected
+    return manifest
+
+
+def test_int8_by_default_passes_its_gate_and_names_every_file(int8_bundle: Path) -> None:
+    manifest = check_manifest(int8_bundle)
+    assert manifest["precision"] == "int8"
+    assert "synthetic phantoms" in manifest["model"]["notice"]  # type: ignore[index]
+    gate = manifest["gate"]
+    assert isinstance(gate, dict)
+    assert (gate["verdict"], gate["images"], gate["ran_on"]) == ("pass", 200, "onnxruntime")
+    assert gate["figures"]["mean_difference"] <= 0.02
+    assert gate["figures"]["mean_auc"]["drop"] <= 0.01
+    assert 0.80 <= gate["figures"]["mean_auc"]["reference"] <= 0.97
+    load_bundle(int8_bundle)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_other_precisions(precision: str, few_phantoms: Path, tmp_path: Path) -> None:
+    directory = build(
+        tmp_path / "bundle", f"--{precision}", "--backend", "onnxruntime", "--gate-data", few_phantoms, "--batch", "2"
+    )
+    manifest = check_manifest(directory)
+    assert manifest["precision"] == precision
+    assert manifest["model"]["batch"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize("lowering", ["padded", "split"])
+def test_tensorrt_rtx_engine_by_nvidias_builder(lowering: str, few_phantoms: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for x86-64 only")
+    directory = build(
+        tmp_path / "bundle",
+        *("--int8", "--backend", "tensorrt-rtx", "--lowering", lowering, "--gate-data", few_phantoms),
+        *("--calibration-images", "12", "--max-auc-drop", "1"),
+    )
+    manifest = check_manifest(directory)
+    assert (directory / "model.engine").stat().st_size > 1_000_000
+    platform, gate = manifest["platform"], manifest["gate"]
+    assert isinstance(platform, dict) and isinstance(gate, dict)
+    assert platform["layers"], "the builder's layers belong into the manifest"
+    assert "was not run" in gate["note"]
+    assert json.loads((directory / "report.json").read_text())["layers"] != "unavailable"
+
+
+def test_building_twice_gives_the_same_models(fp32_bundle: Path, tmp_path: Path) -> None:
+    again = build(tmp_path / "fp32", "--fp32", "--backend", "onnxruntime", "--no-gate", "--calibration-images", "16")
+    for name in ("model.onnx", "model.fp32.padded.onnx", "golden.npz"):
+        assert (again / name).read_bytes() == (fp32_bundle / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--checkpoint", "missing.safetensors"], 2, "no checkpoint at missing.safetensors"),
+        (["--calibration-data", "missing"], 2, "--calibration-data missing is no folder"),
+        (["--lowering", "plugin"], 3, "plugin"),
+        (["--batch", "0"], 2, "0 is less than 1"),
+        (["--max-auc-drop", "2"], 2, "2 is not between 0 and 1"),
+        (["--backend", "tensorrt"], 3, "tensorrt"),
+    ],
+)
+def test_wrong_use_is_one_line_and_leaves_nothing(arguments: list[str], status: int, said: str, tmp_path: Path) -> None:
+    made = run_make(*arguments, "--output", tmp_path / "bundle", cwd=tmp_path)
+    assert made.returncode == status
+    assert said in made.stderr.splitlines()[-1]
+    assert "Traceback" not in made.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_calibration_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    made = run_make("--calibration-data", tmp_path / "empty", "--output", tmp_path / "bundle")
+    assert made.returncode == 2
+    assert "holds no image" in made.stderr.splitlines()[-1]
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_another_checkpoint_needs_images_of_its_own(tmp_path: Path) -> None:
+    made = run_make("--checkpoint", DEMO_CHECKPOINT, "--output", tmp_path / "bundle")
+    assert made.returncode == 2
+    assert "no --calibration-data" in made.stderr.splitlines()[-1]
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    demo = load_checkpoint(DEMO_CHECKPOINT)
+    save_checkpoint(replace(demo, config={**demo.config, "md_stages": ["layer2"]}), tmp_path / "a.safetensors")
+    made = run_make("--checkpoint", tmp_path / "a.safetensors", "--output", tmp_path / "bundle")
+    assert made.returncode == 2
+    assert "its network expects" in made.stderr.splitlines()[-1]
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_failed_gate_keeps_the_old_bundle(tmp_path: Path) -> None:
+    """Ranges from black images clip everything that a radiograph holds: such a network must not come out."""
+    black = tmp_path / "black"
+    black.mkdir()
+    for level in range(4):
+        cv2.imwrite(str(black / f"{level}.png"), np.full((64, 64), level, np.uint8))
+    write_folder(tmp_path / "gate", 60, 2_500_000, 448)
+    output = tmp_path / "bundle"
+    build(output, "--fp32", "--backend", "onnxruntime", "--no-gate", "--calibration-images", "8")
+    before = (output / "manifest.json").read_bytes()
+
+    made = run_make(
+        *("--int8", "--backend", "onnxruntime", "--calibration-data", black, "--gate-data", tmp_path / "gate"),
+        *("--output", output),
+    )
+    assert made.returncode == 3
+    assert (output / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["black", "bundle", "gate"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
+    (small_disk / "precious").write_bytes(b"kept")
+    made = run_make("--fp32", "--backend", "onnxruntime", "--no-gate", "--output", small_disk / "bundle")
+    assert made.returncode == 3
+    assert "No space left on device" in made.stderr.splitlines()[-1]
+    assert "Traceback" not in made.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["precious"]
+
+
+def test_no_permission_is_one_line(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    user = {"user": 65534, "group": 65534} if os.geteuid() == 0 else {}
+    made = run_make("--fp32", "--no-gate", "--output", locked / "bundle", **user)
+    assert made.returncode == 3
+    assert "Permission denied" in made.stderr.splitlines()[-1]
+    assert "Traceback" not in made.stderr

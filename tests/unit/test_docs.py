@@ -1,0 +1,88 @@
+"""What the docs name exists: commands, options, files, pages."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
+
+
+def help_of(*command: str) -> str:
+    shown = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    return shown.stdout
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of every line in a code block; lines that end in a backslash are joined."""
+    found = []
+    for page, text in TEXT.items():
+        for block in re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL):
+            found += [(page, line.split("#")[0].strip()) for line in block.replace("\\\n", " ").splitlines()]
+    return found
+
+
+def options_of(prefix: str) -> list[tuple[str, str, str]]:
+    """(page, subcommand or module or "", option) for each option given to a command that contains `prefix`."""
+    found = []
+    for page, line in commands():
+        if prefix in line:
+            words = line.split(prefix, 1)[1].split()
+            first = words[0] if words and not words[0].startswith("-") else ""
+            found += [(page, first, word.split("=")[0]) for word in words if word.startswith("--")]
+    return found
+
+
+@pytest.mark.parametrize("page", sorted(TEXT))
+def test_links_and_paths_exist(page: str) -> None:
+    here = (ROOT / page).parent
+    links = [link for link in re.findall(r"\]\(([^)#]+)", TEXT[page]) if "://" not in link]
+    assert [link for link in links if not (here / link).exists()] == []
+    named = re.findall(r"`((?:edge|mdconv|calibration|build_engine|benchmarks|tests|docs)/[\w./]*)`", TEXT[page])
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_options_of_make_exist() -> None:
+    shown = help_of("build_engine/make.py")
+    given = options_of("build_engine/make.py")
+    assert len(given) >= 3
+    assert [option for option in given if option[2] not in shown] == []
+    table = re.findall(r"^\| `(--[a-z0-9-]+)", TEXT["docs/build.md"], re.MULTILINE)
+    assert [option for option in table if option not in shown] == []
+    documented = set(re.findall(r"--[a-z0-9-]+", TEXT["docs/build.md"]))
+    assert set(re.findall(r"--[a-z0-9][a-z0-9-]+", shown)) - {"--help"} <= documented, "every option is documented"
+
+
+def test_options_of_edge_infer_exist() -> None:
+    given = options_of("edge-infer ")
+    assert {name for _, name, _ in given} >= {"classify", "serve", "bench", "report", "selftest"}
+    for name in {name for _, name, _ in given}:
+        shown = help_of("-m", "edge", name)
+        assert [option for option in given if option[1] == name and option[2] not in shown] == []
+
+
+def test_modules_and_their_options_exist() -> None:
+    given = options_of(" -m ")
+    assert given
+    for module in {
+        module for _, module, _ in given if module.split(".")[0] in ("mdconv", "build_engine", "calibration")
+    }:
+        shown = help_of("-m", module)
+        assert [option for option in given if option[1] == module and option[2] not in shown] == []
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {line.split()[1] for _, line in commands() if line.startswith("make ")}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_the_first_lines_of_the_readme_are_the_two_commands() -> None:
+    lines = [line for line in TEXT["README.md"].splitlines() if line and not line.startswith(("#", "```"))]
+    assert [line.split("#")[0].strip() for line in lines[:2]] == ["make demo", "make test"]
