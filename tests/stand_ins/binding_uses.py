@@ -1,8 +1,8 @@
 """Finds what a source does with NVIDIA's bindings, and what of it a release does not offer.
 
 A small type inference over the syntax tree: it starts from the module (a name ``trt``, or ``trt_rtx``) and from annotations
-``x: trt.ICudaEngine``, and follows assignments, calls, attributes and loops through the types that the bindings' own
-docstrings state. A value of the bindings that it cannot follow is itself a finding, so nothing slips through unseen.
+``x: trt.ICudaEngine``, and follows assignments, calls, attributes and loops through the types that the bindings'
+own docstrings state. A value of the bindings that it cannot follow is itself a finding, so nothing slips through.
 """
 
 from __future__ import annotations
@@ -16,18 +16,8 @@ Known = dict[str, Any] | None
 """What an expression is: an entry of an `Api`, {"kind": "module" | "instance" | "list", ...}, or None for anything else."""
 
 _PLAIN = {
-    "None",
-    "bool",
-    "int",
-    "float",
-    "str",
-    "bytes",
-    "?",
-    "typing.SupportsInt",
-    "Dims",
-    "capsule",
-    "list[str]",
-    "List[str]",
+    *("None", "bool", "int", "float", "str", "bytes", "list[str]", "List[str]", "?"),
+    *("Dims", "capsule", "typing_extensions.CapsuleType", "typing.SupportsInt"),
 }
 
 
@@ -223,7 +213,7 @@ class _Checker(ast.NodeVisitor):
         self.names = outer
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        """A class of ours; if it derives from one of the bindings', what it overrides must exist there with as many parameters."""
+        """What a class of ours overrides in one of the bindings' must exist there, with as many parameters."""
         bases = [known for known in map(self.resolve, node.bases) if known]
         for method in node.body:
             if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):

@@ -18,7 +18,7 @@ MODULES = SOURCES / "modules"
 def stand_in_environment(report: Path, cache: Path, **settings: str) -> dict[str, str]:
     """The environment in which ``tensorrt`` and the CUDA driver are stand-ins, PyCUDA and cuda-bindings the real ones.
 
-    `report` is a folder that each process which used the driver leaves a ``<pid>.json`` in; `cache` holds built engines.
+    Each process that used the driver leaves a ``<pid>.json`` in the folder `report`; `cache` holds built engines.
     """
     if not (FOLDER / "pycuda" / "recipe.json").is_file():
         pytest.fail("the stand-ins are not built: run `python tests/stand_ins/build.py`")
