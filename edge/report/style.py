@@ -18,7 +18,7 @@ STYLE = """
   --p50: #1f5fa8; --p90: #6ea3da; --p99: #b9d3ee; --alarm: #b42318; --warn: #8a5a00; --ok: #1a7040;
   --alarm-soft: #fff; --warn-soft: #fff; --ok-soft: #fff; --second: #c2611f; --third: #6d4aa8;
   --fourth: #2c8a7d; }
-  section { break-inside: avoid; } details { display: none; } }
+  section { break-inside: avoid; } section:nth-last-of-type(-n+2) { break-inside: auto; } details { display: none; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }

@@ -40,9 +40,10 @@ def time_line_plot(series: Mapping[str, Any]) -> str:
     for index, lane in enumerate(lanes):
         base = top + index * (LANE + GAP) + LANE
         body += _lane(lane, x, base)
-    for seconds in _throttled(series["machine"]):
-        body += [line(x(seconds), top - 14, x(seconds), base, "alarm")]
-        body += [text(x(seconds), 10, "throttled", "tick alarm-text", "middle")]
+    throttled = _throttled(series["machine"])
+    body += [line(x(seconds), top - 14, x(seconds), base, "alarm") for seconds in throttled]
+    if throttled:
+        body += [text(x(throttled[0]), 10, "throttled", "tick alarm-text", "middle")]
     for tick in ticks(0, end, 10):
         body += [line(x(tick), base, x(tick), base + 4, "axis")]
         body += [text(x(tick), base + 18, tick_text(tick), "tick", "middle")]
