@@ -36,7 +36,7 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def take(self, limit: int = 1) -> list[T]:
-        """Up to `limit` waiting items, at least one; none once the channel is closed and empty. Raises `AbortedError`."""
+        """Up to `limit` waiting items, at least one; none once closed and empty. Raises `AbortedError`."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or self._closed or bool(self._items))
             if self._aborted:

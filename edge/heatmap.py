@@ -44,7 +44,7 @@ def write_heatmap(
     result: dict[str, Any],
     notice: str,
 ) -> dict[str, str]:
-    """Write ``STEM.cam.npy``, all maps (L, h, w) float32 in logit units, and ``STEM.cam.png``, the likeliest one's picture.
+    """Write ``STEM.cam.npy``, all maps (L, h, w) float32 in logit units, and ``STEM.cam.png``, the likeliest one's.
 
     Returns the result's ``cam``: the two paths and the finding. Raises `OSError` if they cannot be written.
     """

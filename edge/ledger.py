@@ -220,7 +220,7 @@ class LedgerView:
     results: list[dict[str, Any]]
     """Every finished run's result, oldest first."""
     sessions: list[dict[str, Any]]
-    """The daemon's sessions, oldest first: ``started``, ``stopped`` (None if killed or still serving) and their facts."""
+    """The sessions, oldest first: ``started``, ``stopped`` (None if killed or still serving) and their facts."""
 
 
 def read_ledger(state: Path) -> LedgerView:

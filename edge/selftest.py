@@ -1,4 +1,4 @@
-"""The self-test: a backend must give, on the golden inputs, what the float32 reference gave when the bundle was built."""
+"""The self-test: a backend must give, on the golden inputs, what the float32 reference gave at the build."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ UNFINISHED_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload", ".filepart")
 class WatchedFolder:
     """Finds complete files below a folder, at any depth; hidden and half-transferred ones are left alone.
 
-    A file is complete when two looks, `SETTLE_SECONDS` or more apart, find the same size and times and no process on this
-    machine holds it open for writing. Renaming a finished file into the folder is the surest way to hand one over.
+    A file is complete when two looks, `SETTLE_SECONDS` or more apart, find the same size and times and no process
+    here holds it open for writing. Renaming a finished file into the folder is the surest way to hand one over.
     """
 
     def __init__(self, folder: Path, knows: Callable[[str], bool], settle: float = SETTLE_SECONDS) -> None:
