@@ -1,4 +1,4 @@
-"""Statistics that calibration, evaluation and latency reports share: the area under a ROC curve, percentiles, histograms."""
+"""Statistics that calibration, evaluation and reports share: area under a ROC curve, percentiles, histograms."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def samples_needed(percentile: str) -> int:
-    """The fewest samples that support a percentile: enough that one of them lies beyond it (100 for p99, 1000 for p99.9)."""
+    """The fewest samples that support a percentile: enough that one lies beyond it (100 for p99, 1000 for p99.9)."""
     return math.ceil(100 / (100 - Fraction(percentile)))
 
 
@@ -84,7 +84,7 @@ def histogram(values: ArrayLike) -> dict[str, list[Any]]:
 
     Bin i holds ``edges[i] <= value < edges[i + 1]``, the last bin its upper edge too. Bins are equally wide (Freedman
     and Diaconis 1981), at most `MAX_BINS` of them. A long tail would flatten them all into one: what lies far above the
-    body (3 interquartile ranges above the third quartile) is then gathered in one last, wider bin that ends at the maximum.
+    body (3 interquartile ranges above the third quartile) is then gathered in one last, wider bin, up to the maximum.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
     low, high = float(ordered[0]), float(ordered[-1])

@@ -62,16 +62,24 @@ def histogram_plot(summary: Mapping[str, Any]) -> str:
 
 
 def _marks(marks: Sequence[tuple[str, float, float]], top: float, base: float) -> list[str]:
-    """Vertical lines with a label each at its right; where there is no room before the next line, a row above it."""
-    body: list[str] = []
-    next_x, row = WIDTH - RIGHT, -1
+    """Vertical lines with a label each at its right; where there is no room before the next line, a row above it.
+
+    At the plot's edge a label stands at the left of its line.
+    """
+    lines: list[str] = []
+    labels: list[str] = []
+    next_x, row = math.inf, -1
     for name, value, x in reversed(marks):
         label = f"{name}  {figure_text(value)} ms"
-        row = row + 1 if x + 7.6 * len(label) > next_x else 0
+        width = 7.6 * len(label)
+        fits = x + width < WIDTH - RIGHT
+        right_end = x + width if fits else x
+        row = row + 1 if right_end > next_x else 0
         y = top - 8 - 16 * row
-        body += [line(x, y - 8, x, base, "mark"), text(x + 5, y, label, "strong")]
-        next_x = x
-    return body
+        lines += [line(x, y - 8, x, base, "mark")]
+        labels += [text(x + 5 if fits else x - 5, y, label, "strong", "start" if fits else "end")]
+        next_x = x if fits else x - width
+    return [*lines, *labels]
 
 
 def stage_plot(stages: Mapping[str, Any]) -> str:
