@@ -148,7 +148,7 @@ def _decode_rle(data: bytes, layout: Layout) -> Stored:
 
 
 def _unpack_bits(data: bytes, at: int, end: int, size: int) -> bytes:
-    """The first `size` bytes of one RLE segment; what follows is padding (PS3.5 G.3.1)."""
+    """The `size` bytes of one RLE segment (PS3.5 G.3.1); only zeros may follow them, as padding."""
     out = bytearray()
     while len(out) < size and at < end:
         control = data[at]
@@ -160,9 +160,9 @@ def _unpack_bits(data: bytes, at: int, end: int, size: int) -> bytes:
             at += 2
         else:
             at += 1
-    if len(out) < size:
+    if len(out) != size or data.count(0, at, end) != max(end - at, 0):
         raise _damaged("RLE")
-    return bytes(memoryview(out)[:size])
+    return bytes(out)
 
 
 def _check_frame(frame: Frame, layout: Layout) -> None:
