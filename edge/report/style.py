@@ -45,7 +45,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .plot { overflow-x: auto; } .plot svg { display: block; width: 100%; min-width: 600px; height: auto; margin: 8px 0; }
 svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--ink);
   font-variant-numeric: tabular-nums; }
-svg text.tick, svg text.label { fill: var(--muted); font-size: 12px; } 
+svg text.tick, svg text.label { fill: var(--muted); font-size: 12px; }
 svg text.strong { font-weight: 650; paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--axis); }
 svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
