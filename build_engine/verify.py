@@ -67,7 +67,8 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> d
             "more images or by another --calibration-method, or build with --fp16"
         )
     report = run_bench(bundle, lambda: open_backend(bundle, choice), duration=BENCH_SECONDS)
-    report["bundle"]["sha256"] = None  # the report is part of the bundle: it cannot hold the bundle's own hash
+    # The report is part of the bundle: it cannot hold the bundle's own hash, and the manifest has no verdict yet.
+    report["bundle"].update(sha256=None, gate=gate["verdict"])
     write_report(report, bundle.directory)
     return gate
 

@@ -1,0 +1,78 @@
+"""The demo bundles on real radiographs and on phantoms, against independent references."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import data_store
+import numpy as np
+import pytest
+import torch
+
+from edge.backends.onnxruntime import OnnxRuntimeBackend
+from edge.bundle import load_bundle
+from edge.preprocess import Preprocess, decode
+from mdconv.checkpoint import load_checkpoint
+from mdconv.data.phantom import render
+from mdconv.networks import normalise
+from mdconv.weights import DEMO_CHECKPOINT
+
+REAL = Path(data_store.__file__).parent / "data"
+
+
+def classify(bundle: Path, *files: Path) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "edge", "classify", *files, "--bundle", bundle, "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def probabilities(result: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([finding["probability"] for finding in result["findings"].values()])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_real_radiograph_gives_one_result_in_every_format(
+    precision: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(f"{precision}_bundle")
+    raw = REAL / "RG1_UNCR.dcm"
+    png = tmp_path / "chest.png"
+    cv2.imwrite(str(png), decode(raw, Preprocess(448)))
+
+    uncompressed, jpeg2000, picture = map(probabilities, classify(bundle, raw, REAL / "RG1_J2KR.dcm", png))
+    assert len(uncompressed) == 14
+    np.testing.assert_allclose(jpeg2000, uncompressed, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(picture, uncompressed, atol=0.02, rtol=0)
+
+
+def test_cam_equals_grad_cam_by_autograd(fp32_bundle: Path) -> None:
+    """Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2) of the features: positive part, largest value 1."""
+    network: Any = load_checkpoint(DEMO_CHECKPOINT).model
+    with OnnxRuntimeBackend(load_bundle(fp32_bundle)) as backend:
+        for seed in (2_100_000, 2_100_001):
+            image = render(seed, 448).image[None, None]
+            cam = backend.infer(image).cam
+            assert cam is not None
+            features = network.features(normalise(torch.from_numpy(image))).detach().requires_grad_()
+            logits = network.classifier(features.mean(dim=(2, 3)))
+            for label in range(logits.shape[1]):
+                (gradient,) = torch.autograd.grad(logits[0, label], features, retain_graph=True)
+                weights = gradient.mean(dim=(2, 3), keepdim=True)
+                expected = torch.relu((weights * features).sum(dim=1))[0].detach().numpy()
+                found = np.maximum(cam[0, label], 0)
+                assert expected.max() > 0 or found.max() == 0
+                scale = max(found.max(), np.finfo(np.float32).tiny), max(expected.max(), np.finfo(np.float32).tiny)
+                np.testing.assert_allclose(found / scale[0], expected / scale[1], atol=1e-4, rtol=0)
+
+
+def test_cam_mean_and_bias_are_the_logits(fp32_bundle: Path) -> None:
+    bias = load_checkpoint(DEMO_CHECKPOINT).model.get_parameter("classifier.bias").detach().numpy()
+    with OnnxRuntimeBackend(load_bundle(fp32_bundle)) as backend:
+        outputs = backend.infer(render(2_100_002, 448).image[None, None])
+    assert outputs.cam is not None
+    np.testing.assert_allclose(outputs.cam.mean(axis=(2, 3)) + bias, outputs.logits, atol=1e-4)
