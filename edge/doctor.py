@@ -77,7 +77,6 @@ _LIBRARIES = (
     ("simplejpeg", "simplejpeg", "it reads JPEG: pip install simplejpeg", True),
     ("jpeg_ls", "pyjpegls", "without it JPEG-LS in DICOM is refused: pip install pyjpegls"),
     ("openjpeg", "pylibjpeg-openjpeg", "without it JPEG 2000 in DICOM is refused: pip install pylibjpeg-openjpeg"),
-    ("gdcm", "python-gdcm", "without it lossless JPEG in DICOM is refused: pip install python-gdcm"),
 )
 
 

@@ -36,7 +36,9 @@ def test_a_whole_bundle_tells_what_it_is(tiny_bundle_directory: Path) -> None:
 
 @pytest.mark.parametrize("name", [PORTABLE_MODEL, GOLDEN])
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_one_flipped_bit_in_any_file_is_found(tiny_bundle_directory: Path, tmp_path: Path, name: str, where: str) -> None:
+def test_one_flipped_bit_in_any_file_is_found(
+    tiny_bundle_directory: Path, tmp_path: Path, name: str, where: str
+) -> None:
     directory = copy_of(tiny_bundle_directory, tmp_path)
     content = bytearray((directory / name).read_bytes())
     content[{"first": 0, "middle": len(content) // 2, "last": -1}[where]] ^= 1
@@ -45,7 +47,9 @@ def test_one_flipped_bit_in_any_file_is_found(tiny_bundle_directory: Path, tmp_p
         load_bundle(directory)
 
 
-def test_a_flipped_byte_in_the_manifest_never_loads_as_the_same_bundle(tiny_bundle_directory: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_in_the_manifest_never_loads_as_the_same_bundle(
+    tiny_bundle_directory: Path, tmp_path: Path
+) -> None:
     """The manifest has no hash of its own: what it is, is its identity. Every change must show there or be refused."""
     directory = copy_of(tiny_bundle_directory, tmp_path)
     original = (directory / MANIFEST).read_bytes()
@@ -67,7 +71,9 @@ def test_a_file_of_another_size_is_found_before_it_is_hashed(
     directory = copy_of(tiny_bundle_directory, tmp_path)
     content = (directory / GOLDEN).read_bytes()
     (directory / GOLDEN).write_bytes(content[:-1] if grow < 0 else content + b"\0")
-    with pytest.raises(BundleError, match=f"{GOLDEN} has {len(content) + grow} bytes, the manifest says {len(content)}"):
+    with pytest.raises(
+        BundleError, match=f"{GOLDEN} has {len(content) + grow} bytes, the manifest says {len(content)}"
+    ):
         load_bundle(directory)
 
 

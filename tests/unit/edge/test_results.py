@@ -66,7 +66,14 @@ def test_gpu_time_is_told_only_where_it_was_measured() -> None:
 
 
 def test_a_result_has_the_documented_keys_and_is_json() -> None:
-    facts = {"id": "7", "source": "a.png", "sha256": "ab", "timings": Timings(), "bundle": "cd", "backend": "onnxruntime"}
+    facts = {
+        "id": "7",
+        "source": "a.png",
+        "sha256": "ab",
+        "timings": Timings(),
+        "bundle": "cd",
+        "backend": "onnxruntime",
+    }
     done = image_result(**facts, findings={"A": {"probability": 0.5, "positive": True}})
     refused = image_result(**facts, reason="it is empty")
     keys = "id source sha256 status reason findings cam guard timings_ms bundle backend time".split()
