@@ -1,0 +1,59 @@
+"""Sets of phantoms as arrays, rendered on all cores and kept in files where a caller wants them again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import MachineError, describe_os_error
+from edge.labels import CHESTXRAY14
+from mdconv.data.phantom import render
+
+GENERATOR_VERSION = 1
+"""Raised when the same seed gives another picture, so that kept files are not taken for new ones."""
+
+
+def phantom_set(
+    seeds: range, size: int, cache: Path | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Images (N, 1, size, size) uint8 and labels (N, 14) of the phantoms of `seeds`.
+
+    With `cache`, a folder, the images are a file there, mapped into memory, and read back the next time. Raises
+    `MachineError` if that folder cannot be written.
+    """
+    labels = np.empty((len(seeds), len(CHESTXRAY14)), bool)
+    shape = (len(seeds), 1, size, size)
+    if cache is None:
+        images = np.empty(shape, np.uint8)
+        _render_into(images, labels, seeds, size)
+        return images, labels
+    stem = cache / f"phantoms-v{GENERATOR_VERSION}-{seeds.start}-{len(seeds)}-{size}"
+    pictures, truth = stem.with_suffix(".npy"), stem.with_suffix(".labels.npy")
+    try:
+        if not truth.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            mapped = np.lib.format.open_memmap(pictures, "w+", np.uint8, shape)
+            _render_into(mapped, labels, seeds, size)
+            mapped.flush()
+            np.save(truth, labels)  # last: its presence says that the set is whole
+        return np.load(pictures, mmap_mode="r"), np.load(truth)
+    except OSError as error:
+        raise MachineError(f"cannot keep phantoms: {describe_os_error(error)}") from error
+
+
+def _render_into(images: NDArray[np.uint8], labels: NDArray[np.bool_], seeds: range, size: int) -> None:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), cv2.setNumThreads, (1,)) as workers:
+        for index, (image, present) in enumerate(workers.imap(partial(_render_one, size=size), seeds, chunksize=8)):
+            images[index, 0] = image
+            labels[index] = present
+
+
+def _render_one(seed: int, size: int) -> tuple[NDArray[np.uint8], tuple[bool, ...]]:
+    phantom = render(seed, size)
+    return phantom.image, phantom.labels
