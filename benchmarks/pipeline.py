@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py BUNDLE...
 
-The plain loop reads with pydicom or OpenCV, resizes, and runs the bundle's float32 ONNX in ONNX Runtime with its default
-settings, one image after the other. The pipeline runs the bundle as `edge-infer` does. Both have their model loaded before
-the clock starts; they take turns, so that a change of the machine's speed meets both.
+The plain loop reads with pydicom or OpenCV, resizes, and runs the bundle's float32 ONNX in ONNX Runtime with its
+default settings, one image after the other. The pipeline runs the bundle as `edge-infer` does. Both have their model
+loaded before the clock starts; they take turns, so that a change of the machine's speed meets both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def time_pipeline(bundle: Bundle, backend: str, files: Sequence[Path]) -> float:
 
 
 def make_files(directory: Path, count: int) -> dict[str, list[Path]]:
-    """`count` phantoms of 1024 x 1024 as PNG, and a quarter as many copies of a real radiograph as uncompressed DICOM."""
+    """`count` phantoms of 1024 x 1024 as PNG, and a quarter as many copies of a real radiograph as raw DICOM."""
     command = [sys.executable, "-m", "mdconv.data.phantom", "--output", str(directory), "--size", "1024"]
     subprocess.run([*command, "--count", str(count), "--seed", "4000000"], check=True, stdout=subprocess.DEVNULL)
     source = get_testdata_file("RG1_UNCR.dcm")
@@ -87,46 +87,45 @@ def make_files(directory: Path, count: int) -> dict[str, list[Path]]:
     return {"PNG 1024x1024": sorted(directory.rglob("*.png")), "DICOM 1841x1955 raw": copies}
 
 
-def measure(plain: Callable[[], float], pipeline: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of each of `repeats` turns of both, after one turn that is not counted."""
-    turns = [(plain(), pipeline()) for _ in range(repeats + 1)][1:]
-    return [turn[0] for turn in turns], [turn[1] for turn in turns]
+def compare(bundle: Bundle, backend: str, kind: str, files: Sequence[Path], repeats: int) -> dict[str, Any]:
+    """Let both take `repeats` turns, after one that is not counted; prints and returns the medians and their ratio."""
+    session = onnxruntime.InferenceSession(bundle.directory / PORTABLE_MODEL, providers=["CPUExecutionProvider"])
+    turns = [
+        (time_plain_loop(session, bundle, files), time_pipeline(bundle, backend, files)) for _ in range(repeats + 1)
+    ][1:]
+    plain, pipeline = (len(files) / statistics.median(seconds) for seconds in zip(*turns))
+    ratios = sorted(one / other for one, other in turns)
+    ratio = statistics.median(ratios)
+    print(
+        f"{bundle.name} ({bundle.precision}), {kind}: plain loop {plain:.1f} images/s, pipeline {pipeline:.1f}, "
+        f"ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        flush=True,
+    )
+    return {
+        "bundle": bundle.name,
+        "precision": bundle.precision,
+        "files": kind,
+        "plain_loop_images_per_s": round(plain, 2),
+        "pipeline_images_per_s": round(pipeline, 2),
+        "ratio": round(ratio, 3),
+        "ratios": [round(value, 3) for value in ratios],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--images", type=int, default=32, help="number of PNG files; a quarter as many DICOM (default: 32)")
+    parser.add_argument("--images", type=int, default=32, help="PNG files; a quarter as many DICOM (default: 32)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (default: 5)")
     options = parser.parse_args(arguments)
-    rows = []
     with tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
         kinds = make_files(Path(scratch), options.images)
-        for bundle in map(load_bundle, options.bundles):
-            session = onnxruntime.InferenceSession(bundle.directory / PORTABLE_MODEL, providers=["CPUExecutionProvider"])
-            for kind, files in kinds.items():
-                plain, pipeline = measure(
-                    functools.partial(time_plain_loop, session, bundle, files),
-                    functools.partial(time_pipeline, bundle, options.backend, files),
-                    options.repeats,
-                )
-                ratios = [a / b for a, b in zip(plain, pipeline)]
-                row = {
-                    "bundle": bundle.name,
-                    "precision": bundle.precision,
-                    "files": kind,
-                    "plain_loop_images_per_s": round(len(files) / statistics.median(plain), 2),
-                    "pipeline_images_per_s": round(len(files) / statistics.median(pipeline), 2),
-                    "ratio": round(statistics.median(ratios), 3),
-                    "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
-                }
-                rows.append(row)
-                print(
-                    f"{bundle.name} ({bundle.precision}), {kind}: plain loop {row['plain_loop_images_per_s']} images/s, "
-                    f"pipeline {row['pipeline_images_per_s']}, ratio {row['ratio']} {row['ratio_range']}",
-                    flush=True,
-                )
+        rows = [
+            compare(bundle, options.backend, kind, files, options.repeats)
+            for bundle in map(load_bundle, options.bundles)
+            for kind, files in kinds.items()
+        ]
     print(json.dumps(rows))
     return 0
 

@@ -22,7 +22,7 @@ from edge.ledger import Ledger
 from edge.pipeline import Item, Outcome, Pipeline, read_file
 from edge.preprocess import Preprocess
 from edge.results import Timings, image_result
-from edge.selftest import tested
+from edge.selftest import open_tested
 from edge.sources.folder import WatchedFolder
 from edge.telemetry import machine_facts
 
@@ -64,7 +64,9 @@ class Server:
             self._size_limit = Preprocess.from_manifest(bundle.manifest["preprocess"]).max_file_bytes
             with Ledger(self.config.state) as self._ledger:
                 folder = WatchedFolder(self.config.watch, self._ledger.knows)
-                opener = functools.partial(tested, bundle, functools.partial(open_backend, bundle, self.config.backend))
+                opener = functools.partial(
+                    open_tested, bundle, functools.partial(open_backend, bundle, self.config.backend)
+                )
                 with Pipeline(bundle, opener, self._deliver) as self._pipeline:
                     session = self.startup()
                     if session is not None:

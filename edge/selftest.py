@@ -50,8 +50,13 @@ def self_test(bundle: Bundle, backend: Backend) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         raise BundleError(f"{bundle.name} has no tolerance for its golden inputs: build the bundle anew") from None
     batches = [backend.infer(images[i : i + bundle.batch]).logits for i in range(0, len(images), bundle.batch)]
-    difference = float(np.abs(probabilities(np.concatenate(batches)) - probabilities(reference)).max())
-    if not difference <= tolerance:  # so that NaN fails
+    logits = np.concatenate(batches)
+    if not np.isfinite(logits).all():
+        raise BundleError(
+            f"the self-test failed: backend {backend.name} gives values that are no numbers: rebuild the bundle"
+        )
+    difference = float(np.abs(probabilities(logits) - probabilities(reference)).max())
+    if difference > tolerance:
         raise BundleError(
             f"the self-test failed: backend {backend.name} is {difference:.3g} off the reference probabilities of "
             f"{bundle.name}, allowed are {tolerance:.3g}: rebuild the bundle for this machine, or try another --backend"
@@ -59,7 +64,7 @@ def self_test(bundle: Bundle, backend: Backend) -> dict[str, Any]:
     return {"images": len(images), "max_difference": difference, "tolerance": tolerance}
 
 
-def tested(bundle: Bundle, open_backend: Callable[[], Backend]) -> Backend:
+def open_tested(bundle: Bundle, open_backend: Callable[[], Backend]) -> Backend:
     """Open a backend and self-test it; a backend that fails is closed. Raises what either raises."""
     backend = open_backend()
     try:

@@ -85,9 +85,9 @@ def test_a_missing_file_is_found(tiny_bundle_directory: Path, tmp_path: Path) ->
 
 
 def test_no_directory_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no bundle at .*nowhere: make one with"):
+    with pytest.raises(BundleError, match=r"no bundle at .*nowhere: make one with"):
         read_manifest(tmp_path / "nowhere")
-    with pytest.raises(BundleError, match="has no manifest.json"):
+    with pytest.raises(BundleError, match=r"has no manifest\.json"):
         read_manifest(tmp_path)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -49,10 +50,8 @@ def test_whoever_waits_is_woken(wait: Callable[[Channel[int]], object], end: Cal
     channel: Channel[int] = Channel(1)
 
     def waits() -> None:
-        try:
+        with suppress(AbortedError):
             wait(channel)
-        except AbortedError:
-            pass
 
     thread = threading.Thread(target=waits, daemon=True)
     thread.start()

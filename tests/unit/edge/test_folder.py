@@ -11,7 +11,7 @@ import pytest
 
 from edge.errors import UsageError
 from edge.ledger import file_key
-from edge.sources.folder import WatchedFolder, open_for_writing
+from edge.sources.folder import WatchedFolder
 
 SETTLE = 0.05
 
@@ -151,7 +151,7 @@ def test_asking_who_writes_never_ends_the_process(tmp_path: Path) -> None:
     writes = "import os, sys\nwhile True: os.close(os.open(sys.argv[1], os.O_WRONLY))"
     asks = (
         "import sys, time; from pathlib import Path; from edge.sources.folder import open_for_writing\n"
-        "end = time.monotonic() + 0.5\nwhile time.monotonic() < end: open_for_writing(Path(sys.argv[1]))"
+        "end = time.monotonic() + 1\nwhile time.monotonic() < end: open_for_writing(Path(sys.argv[1]))"
     )
     writer = subprocess.Popen([sys.executable, "-c", writes, path])
     try:

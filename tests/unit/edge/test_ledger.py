@@ -125,7 +125,7 @@ def test_nothing_of_a_patient_stays_in_a_finished_run(tmp_path: Path) -> None:
             assert "DOE^JANE" in str(run.path)
             ledger.finish(result(run.id, status))
     assert "DOE" not in stored(tmp_path)
-    assert "DOE".encode().hex().upper() not in stored(tmp_path).upper()
+    assert b"DOE".hex().upper() not in stored(tmp_path).upper()
 
 
 def test_a_file_that_could_not_be_read_is_recorded_with_its_reason(tmp_path: Path) -> None:
