@@ -151,7 +151,7 @@ def _kind_of(content: bytes) -> str:
     for magic, kind in _FOREIGN.items():
         if content.startswith(magic):
             return kind
-    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in content[:512]):
+    if all(32 <= byte < 127 or byte in b"\t\n\r\f" for byte in content[:512]):
         return "text"
     return "of an unknown kind"
 

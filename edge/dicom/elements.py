@@ -87,7 +87,7 @@ class File(NamedTuple):
     data_set: DataSet
     """The wanted elements of the data set, without the pixel data."""
     pixels: memoryview | list[memoryview] | None
-    """The pixel data: native bytes, or an encapsulated image's fragments without the offset table; None if absent."""
+    """The pixel data: native bytes, or an encapsulated image's items (offset table, fragments); None if absent."""
     pixels_vr: str
 
 
@@ -244,14 +244,12 @@ class _Reader:
         return item, at
 
     def _fragments(self, at: int) -> list[memoryview]:
-        """The items of encapsulated pixel data but the first, the offset table (PS3.5 A.4)."""
+        """The items of encapsulated pixel data (PS3.5 A.4)."""
         fragments: list[memoryview] = []
         while True:
             tag, _, length, at = self._header(at)
             if tag == _SEQUENCE_END:
-                if fragments and len(fragments[0]) > 4:
-                    raise _damaged("it declares one frame and its offset table lists more")
-                return fragments[1:]
+                return fragments
             if tag != _ITEM or length == _UNDEFINED:
                 raise _damaged("its encapsulated pixel data is not made of items")
             end = self._end_of(at, length)

@@ -64,7 +64,9 @@ def read_stored(file: File, layout: Layout) -> Stored:
         )
     if not isinstance(file.pixels, list):
         raise _disagrees("it is native, but the transfer syntax says compressed")
-    return decode(b"".join(file.pixels), layout)
+    if len(file.pixels) < 2 or len(file.pixels[0]) > 4:  # the offset table has 4 bytes a frame, or none
+        raise _disagrees("it does not hold one frame")
+    return decode(b"".join(file.pixels[1:]), layout)
 
 
 def _read_native(pixels: memoryview, vr: str, syntax: str, layout: Layout) -> Stored:
@@ -100,6 +102,7 @@ def _decode_jpeg_ls(data: bytes, layout: Layout) -> Stored:
     if frame.process != SOF_JPEG_LS:
         raise _disagrees("it is no JPEG-LS, which the transfer syntax says")
     _check_frame(frame, layout)
+    check_end_of_image(data, "JPEG-LS")  # CharLS searches seconds for the end of some streams that lack it
     import jpeg_ls
 
     try:

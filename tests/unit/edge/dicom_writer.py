@@ -51,7 +51,9 @@ def radiograph(
     return dataset
 
 
-def to_bytes(dataset: Dataset, syntax: str = ExplicitVRLittleEndian, frame: bytes | None = None) -> bytes:
+def to_bytes(
+    dataset: Dataset, syntax: str = ExplicitVRLittleEndian, frame: bytes | None = None, sop_class: str = CR_CLASS
+) -> bytes:
     """The file of `dataset`; `frame` is the encoded image where `syntax` is a compressed one."""
     if frame is not None:
         dataset.PixelData = encapsulate([frame])
@@ -59,7 +61,7 @@ def to_bytes(dataset: Dataset, syntax: str = ExplicitVRLittleEndian, frame: byte
         dataset["PixelData"].is_undefined_length = True
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", CR_CLASS)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", sop_class)
     dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
