@@ -189,9 +189,8 @@ def _present(report: dict[str, Any], directory: Path | None) -> int:
         )
         print(f"{stage:<12} {'  '.join(columns)} ms  ({figures['count']} images)")
     rate = f", {report['throughput']:.1f} a second" if report["throughput"] is not None else ""
-    print(
-        f"{report['counts']['done']} images in {report['wall_seconds']:.1f} s{rate}; {report['counts']['refused']} refused"
-    )
+    counts = report["counts"]
+    print(f"{counts['done']} images in {report['wall_seconds']:.1f} s{rate}; {counts['refused']} refused")
     if directory is not None:
         from edge.report import write_report
 

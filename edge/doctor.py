@@ -39,8 +39,11 @@ class Finding:
     """Whether nothing runs without it; else its lack only takes something away."""
 
 
-def examine(bundle: Path | None = None) -> list[Finding]:
-    """Look at the machine, and at a bundle's files if one is named. Opens no GPU context and builds nothing."""
+def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]:
+    """Look at the machine, and at a bundle's files if one is named. Opens no GPU context and builds nothing.
+
+    `root` holds ``proc``, ``sys``, ``etc`` and ``var``, as in `edge.telemetry`.
+    """
     libraries = [_library(*facts) for facts in _LIBRARIES]
     tensorrt = [
         _tensorrt(),
@@ -51,7 +54,7 @@ def examine(bundle: Path | None = None) -> list[Finding]:
     findings = [_python(), *libraries, onnxruntime, *tensorrt]
     gpu_works = all(finding.ok for finding in tensorrt)
     findings.append(_backends(gpu_works, onnxruntime.ok))
-    findings += [*_jetson(gpu_works), _memory(), _disk(bundle or Path.cwd())]
+    findings += [*_jetson(root, gpu_works), _memory(root), _disk(bundle or Path.cwd())]
     if bundle is not None:
         findings.append(_bundle(bundle))
     return findings
@@ -145,8 +148,8 @@ def _backends(gpu: bool, cpu: bool) -> Finding:
     return Finding("backend", bool(works), detail, "install one of those above", needed=True)
 
 
-def _jetson(gpu: bool) -> Iterator[Finding]:
-    facts = machine_facts()
+def _jetson(root: Path, gpu: bool) -> Iterator[Finding]:
+    facts = machine_facts(root)
     if facts["jetson"] == UNAVAILABLE:
         if gpu:
             return
@@ -162,7 +165,7 @@ def _jetson(gpu: bool) -> Iterator[Finding]:
     locked = gpu_clocks != UNAVAILABLE and bool(gpu_clocks["locked"])
     detail = "locked" if locked else "follow the load: measured latencies will vary"
     yield Finding("GPU clocks", locked, detail, "for measuring: sudo jetson_clocks")
-    with Sampler() as sampler:
+    with Sampler(root=root) as sampler:
         pass
     power = sampler.samples[-1]["power_w"]
     yield Finding(
@@ -170,9 +173,9 @@ def _jetson(gpu: bool) -> Iterator[Finding]:
     )
 
 
-def _memory() -> Finding:
+def _memory(root: Path) -> Finding:
     free = UNAVAILABLE
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = line.split()[1]
     if free == UNAVAILABLE:
