@@ -28,6 +28,9 @@ class Buffer:
     harms nothing under way, only once the stream has been synchronized.
     """
 
+    stream: Any = None
+    """The PyCUDA stream of the copies, to be set before the first."""
+
     def __init__(self, driver: Any, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool) -> None:
         """Allocate in the current context; `driver` is pycuda.driver, whose errors are raised."""
         self._driver = driver
@@ -45,18 +48,19 @@ class Buffer:
             raise
         self.address = int(self._device)
 
-    def to_device(self, count: int, stream: Any) -> None:
+    def to_device(self, count: int) -> None:
         """Enqueue the copy of the first `count` items to the device."""
         if self._device is not None:
-            self._driver.memcpy_htod_async(self._device, self.host[:count], stream)
+            self._driver.memcpy_htod_async(self._device, self.host[:count], self.stream)
 
-    def to_host(self, count: int, stream: Any) -> None:
+    def to_host(self, count: int) -> None:
         """Enqueue the copy of the first `count` items to the host."""
         if self._device is not None:
-            self._driver.memcpy_dtoh_async(self.host[:count], self._device, stream)
+            self._driver.memcpy_dtoh_async(self.host[:count], self._device, self.stream)
 
     def free(self) -> None:
-        """Free both; nothing that was enqueued may still use them."""
+        """Free both and forget the stream; nothing that was enqueued may still use them."""
+        self.stream = None
         if self._device is not None:
             self._device.free()
             self._device = None

@@ -92,7 +92,6 @@ class TensorRTBackend:
         # Not the primary context: PyCUDA leaves that one on the thread's stack, whatever one calls.
         self._cuda_context = device.make_context()
         self._made.callback(self._cuda_context.detach)
-        self._made.callback(self._cuda_context.pop)
         origin = self._load(trt, bundle, platform)
         mapped = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
         self._make_buffers(trt, bundle, mapped)
@@ -100,11 +99,12 @@ class TensorRTBackend:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise MachineError("TensorRT made no execution context: free GPU memory, or use a smaller batch")
-        for name, buffer in self._buffers.items():
-            if not self._context.set_tensor_address(name, buffer.address):
-                raise MachineError(f"TensorRT refuses the address of tensor {name}: run `edge-infer doctor`")
         self._made.callback(self._forget, "_stream", "_start", "_stop")
         self._stream, self._start, self._stop = driver.Stream(), driver.Event(), driver.Event()
+        for name, buffer in self._buffers.items():
+            buffer.stream = self._stream
+            if not self._context.set_tensor_address(name, buffer.address):
+                raise MachineError(f"TensorRT refuses the address of tensor {name}: run `edge-infer doctor`")
         # TensorRT loads kernels on first use, which must not be captured; and what cannot run fails here already.
         self.infer(np.zeros((self._batch, *self._input.host.shape[1:]), np.uint8))
         self.facts: dict[str, Any] = {
@@ -151,7 +151,7 @@ class TensorRTBackend:
                     f"the engine of bundle {bundle.name} has a tensor {name} {kind.name} {shape}, expected "
                     f"{wanted.get(name, 'none of that name')} in batches of {self._batch}: build the bundle anew"
                 )
-            self._dynamic = shape[0] == -1
+            self._dynamic = shape[0] == -1 and self._batch > 1
             self._buffers[name] = Buffer(self._driver, (self._batch, *shape[1:]), kinds[kind], mapped=mapped)
             self._made.callback(self._buffers[name].free)
         missing = wanted.keys() - self._buffers.keys()
@@ -179,12 +179,12 @@ class TensorRTBackend:
             if not self._context.set_input_shape(INPUT, (rows, *self._input.host.shape[1:])):
                 raise MachineError(f"TensorRT refuses a batch of {rows}: rebuild the bundle with --batch {rows}")
             self._rows = rows
-        self._input.to_device(rows, self._stream)
+        self._input.to_device(rows)
         if not self._context.execute_async_v3(self._stream.handle):
             raise MachineError("TensorRT failed to enqueue an inference: run `edge-infer doctor`")
         for name, buffer in self._buffers.items():
             if name != INPUT:
-                buffer.to_host(rows, self._stream)
+                buffer.to_host(rows)
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """Run (N, 1, H, W) uint8 images, 1 <= N <= batch. Raises `MachineError` if anything fails, and from then on."""

@@ -1,8 +1,8 @@
 """Finds what a source does with NVIDIA's bindings, and what of it a release does not offer.
 
-A small type inference over the syntax tree: it starts from the module (a name ``trt``, or ``trt_rtx``) and from annotations
-``x: trt.ICudaEngine``, and follows assignments, calls, attributes and loops through the types that the bindings'
-own docstrings state. A value of the bindings that it cannot follow is itself a finding, so nothing slips through.
+A small type inference over the syntax tree: it starts from the module (a name ``trt``, or ``trt_rtx``) and from
+annotations ``x: trt.ICudaEngine``, and follows assignments, calls, attributes and loops through the types that the
+bindings' own docstrings state. A value of the bindings that it cannot follow is itself a finding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 Api = dict[str, dict[str, Any]]
 Known = dict[str, Any] | None
-"""What an expression is: an entry of an `Api`, {"kind": "module" | "instance" | "list", ...}, or None for anything else."""
+"""What an expression is: an entry of an `Api`, a {"kind": "module" | "instance" | "list"}, or None if not theirs."""
 
 _PLAIN = {
     *("None", "bool", "int", "float", "str", "bytes", "list[str]", "List[str]", "?"),

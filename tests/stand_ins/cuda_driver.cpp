@@ -9,7 +9,7 @@
 //   STAND_IN_REPORT      folder; at exit <pid>.json is written there: what still lives, violations, calls
 //   STAND_IN_INTEGRATED  "1": the device shares the host's memory, as a Jetson's does
 //   STAND_IN_DEVICES     number of devices (default 1)
-//   STAND_IN_FAIL        "cuName:3:700": the third call of cuName returns error 700
+//   STAND_IN_FAIL        "cuName:3:700": the third call of cuName returns error 700; "cuName:3+:700": every later one, too
 
 #include <cuda.h>
 #include <cudaProfiler.h>
@@ -63,6 +63,7 @@ struct State {
     std::set<std::string> violations;
     std::set<unsigned long> threads;
     CUstream_st null_stream{};
+    std::deque<Operation> orphans;  // work of streams that were destroyed while it waited
 };
 
 State& state() {
@@ -86,7 +87,9 @@ CUresult enter(const char* name) {
     if (wanted == nullptr) return CUDA_SUCCESS;
     const std::string text = wanted;
     const size_t first = text.find(':'), second = text.find(':', first + 1);
-    if (text.substr(0, first) != name || std::atol(text.c_str() + first + 1) != count) return CUDA_SUCCESS;
+    const long from = std::atol(text.c_str() + first + 1);
+    const bool hit = text[second - 1] == '+' ? count >= from : count == from;
+    if (text.substr(0, first) != name || !hit) return CUDA_SUCCESS;
     return static_cast<CUresult>(std::atoi(text.c_str() + second + 1));
 }
 
@@ -142,10 +145,10 @@ void defer(CUstream stream, Operation operation) {
         queue.pending.push_back(std::move(operation));
 }
 
-void drain(CUstream_st& stream) {
-    while (!stream.pending.empty()) {
-        const Operation operation = std::move(stream.pending.front());
-        stream.pending.pop_front();
+void drain(std::deque<Operation>& pending) {
+    while (!pending.empty()) {
+        const Operation operation = std::move(pending.front());
+        pending.pop_front();
         operation();
     }
 }
@@ -189,6 +192,12 @@ extern "C" {
 int stand_in_touch(CUdeviceptr address, size_t size) {
     std::lock_guard<std::recursive_mutex> guard(state().mutex);
     return touch(static_cast<uintptr_t>(address), size, "a kernel");
+}
+
+// For the stand-in of TensorRT: something went wrong that has no place in CUDA.
+void stand_in_violate(const char* what) {
+    std::lock_guard<std::recursive_mutex> guard(state().mutex);
+    violate(what);
 }
 
 // ---- driver and device
@@ -263,6 +272,7 @@ CUresult cuCtxCreate(CUcontext* context, CUctxCreateParams*, unsigned int, CUdev
 CUresult cuCtxDetach(CUcontext context) {
     ENTER_IN_CONTEXT();
     if (contexts.back() != context) return CUDA_ERROR_INVALID_CONTEXT;
+    drain(state().orphans);
     contexts.pop_back();
     --state().live["contexts"];
     for (const auto& [kind, count] : state().live)
@@ -358,7 +368,8 @@ CUresult cuStreamCreate(CUstream* stream, unsigned int) {
 
 CUresult cuStreamDestroy(CUstream stream) {
     ENTER_IN_CONTEXT();
-    drain(*stream);  // a real driver finishes the work, too, before it frees the stream
+    // As the real one: it returns at once, and what waited is done some time later.
+    for (Operation& operation : stream->pending) state().orphans.push_back(std::move(operation));
     --state().live["streams"];
     delete stream;
     return CUDA_SUCCESS;
@@ -370,7 +381,7 @@ CUresult cuStreamSynchronize(CUstream stream) {
         real(stream).capture_broken = true;
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    drain(real(stream));
+    drain(real(stream).pending);
     return CUDA_SUCCESS;
 }
 
@@ -394,9 +405,8 @@ CUresult cuEventCreate(CUevent* event, unsigned int) {
 
 CUresult cuEventDestroy(CUevent event) {
     ENTER_IN_CONTEXT();
-    if (event->stream != nullptr && !event->done) violate("an event was destroyed before it happened");
+    (void)event;  // not deleted: it may be waiting in a stream
     --state().live["events"];
-    delete event;
     return CUDA_SUCCESS;
 }
 
@@ -414,7 +424,7 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
 
 CUresult cuEventSynchronize(CUevent event) {
     ENTER_IN_CONTEXT();
-    if (event->recorded && !event->done) drain(real(event->stream));
+    if (event->recorded && !event->done) drain(real(event->stream).pending);
     return CUDA_SUCCESS;
 }
 
@@ -433,7 +443,8 @@ CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
 
 CUresult cuCtxSynchronize(void) {
     ENTER_IN_CONTEXT();
-    drain(state().null_stream);
+    drain(state().orphans);
+    drain(state().null_stream.pending);
     return CUDA_SUCCESS;
 }
 

@@ -4,7 +4,8 @@ Names and signatures are those of the real bindings, as far as our code uses the
 the ONNX model itself. `IExecutionContext.execute_async_v3` enqueues a host function in the stream of the stand-in CUDA
 driver; when the stream gets there, ONNX Runtime runs the model on the very addresses that the caller set.
 
-Environment: STAND_IN_BUILD=killed|"out of memory" ends the builder so; STAND_IN_ENQUEUE=refused makes the enqueue fail.
+Environment: STAND_IN_BUILD=killed|"out of memory" ends the builder so; STAND_IN_ENQUEUE=refused makes the enqueue fail;
+STAND_IN_VERSION is the version to show.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import os
 import pickle
 import signal
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__version__ = "10.3.0"
+__version__ = os.environ.get("STAND_IN_VERSION", "10.3.0")
 
 _MAGIC = b"stand-in plan "
 
@@ -267,8 +270,7 @@ class IExecutionContext:
         if os.environ.get("STAND_IN_ENQUEUE") == "refused" or self._addresses.keys() != self._engine._tensors.keys():
             return False
         shapes = {name: self._shapes.get(name, shape) for name, (shape, _) in self._engine._inputs.items()}
-        context = weakref.ref(self)  # enqueued work does not keep a context alive: using it then is the caller's error
-        run = _HostFunction(lambda _: context()._run(shapes))
+        run = _HostFunction(partial(_run_if_alive, weakref.ref(self), shapes))
         _kept.append(run)
         return _cuda().cuLaunchHostFunc(ctypes.c_void_p(stream_handle), run, None) == 0
 
@@ -284,6 +286,15 @@ class IExecutionContext:
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         _cuda().stand_in_touch(ctypes.c_uint64(self._addresses[name]), ctypes.c_size_t(size))
         return np.frombuffer((ctypes.c_uint8 * size).from_address(self._addresses[name]), kind).reshape(shape)
+
+
+def _run_if_alive(context: Callable[[], IExecutionContext | None], shapes: dict[str, tuple[int, ...]], _: Any) -> None:
+    """Enqueued work does not keep its execution context alive: that is the caller's duty."""
+    alive = context()
+    if alive is None:
+        _cuda().stand_in_violate(b"a kernel ran after its execution context was freed")
+    else:
+        alive._run(shapes)
 
 
 class _Allocation:
