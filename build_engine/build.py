@@ -26,7 +26,7 @@ from calibration.dataset import CalibrationSet, from_folder
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, ENGINE, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
-from edge.engine_from_onnx import build_engine
+from edge.engine_from_onnx import Target, build_engine
 from edge.errors import MachineError
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
@@ -145,12 +145,13 @@ def _build_engine(options: BuildOptions, backend: str, directory: Path, builder_
     """Build the engine if the backend has one; returns what the builder says of it."""
     if backend == "onnxruntime":
         return None
-    say(f"building the {backend} engine")
+    target: Target = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
+    say(f"building the {target} engine")
     with ProgressLine("engine") as progress:
         return build_engine(
             directory / builder_model,
             directory / ENGINE,
-            target=backend,
+            target=target,
             batch=options.batch,
             workspace_mb=options.workspace_mb,
             timing_cache=options.timing_cache,

@@ -18,7 +18,7 @@ except ImportError as missing:
         "(.venv/bin/python build_engine/make.py), or pip install '.[build]'"
     )
 
-from calibration.quantize import METHODS
+from calibration.observers import METHODS
 from edge.bundle import BACKENDS
 from edge.errors import EdgeError, describe_os_error
 
