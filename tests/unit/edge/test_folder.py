@@ -148,7 +148,10 @@ def test_asking_who_writes_never_ends_the_process(tmp_path: Path) -> None:
     """Whoever opens for writing what we hold a lease on, has the kernel send us a signal: it must be a harmless one."""
     path = tmp_path / "a"
     path.write_bytes(b"a")
-    writes = "import os, sys\nwhile True: os.close(os.open(sys.argv[1], os.O_WRONLY))"
+    writes = (  # bounded, in case the test is killed
+        "import os, sys, time\nend = time.monotonic() + 30\n"
+        "while time.monotonic() < end: os.close(os.open(sys.argv[1], os.O_WRONLY))"
+    )
     asks = (
         "import sys, time; from pathlib import Path; from edge.sources.folder import open_for_writing\n"
         "end = time.monotonic() + 1\nwhile time.monotonic() < end: open_for_writing(Path(sys.argv[1]))"
