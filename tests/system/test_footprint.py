@@ -1,0 +1,65 @@
+"""What ``edge-infer classify`` costs: what it imports, its memory, its processor time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydicom.data import get_testdata_file
+
+EDGE_INFER = Path(sys.executable).with_name("edge-infer")
+
+FORBIDDEN = {"torch", "onnx", "mdconv", "calibration", "build_engine", "safetensors"}
+
+
+def modules_after(*arguments: str | Path) -> set[str]:
+    """Top-level modules that are loaded when a command ends."""
+    code = """
+import sys
+from edge.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as ended:
+    status = ended.code
+print("\\nmodules", *sorted({name.split(".")[0] for name in sys.modules}))
+sys.exit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_no_command_imports_what_a_device_does_not_have(tiny_bundle_directory: Path, tmp_path: Path) -> None:
+    bundle = ["--bundle", tiny_bundle_directory, "--backend", "onnxruntime"]
+    chest = get_testdata_file("RG1_UNCR.dcm")
+    assert isinstance(chest, str)
+    (tmp_path / "inbox").mkdir()
+    for arguments in (
+        ["classify", chest, *bundle, "--cam", tmp_path / "maps"],
+        ["selftest", *bundle],
+        ["bench", *bundle, "--duration", "0.1", "--report", tmp_path / "bench"],
+        ["serve", *bundle, "--watch", tmp_path / "inbox", "--state", tmp_path / "state", "--drain"],
+        ["report", "--state", tmp_path / "state"],
+        ["doctor"],
+    ):
+        assert not modules_after(*arguments) & FORBIDDEN, arguments
+
+
+def test_help_loads_no_decoder_and_no_backend() -> None:
+    assert not modules_after("--help") & {"cv2", "onnxruntime", "pydicom", "tensorrt", "pycuda", *FORBIDDEN}
+
+
+@pytest.mark.parametrize("name", ["RG1_UNCR.dcm", "RG1_J2KR.dcm"])
+def test_one_radiograph_costs_at_most_350_mb_and_2_s_of_processor_time(int8_bundle: Path, name: str) -> None:
+    """Processor time of the whole process, all threads: it bounds the wall time on an idle machine, whatever runs here."""
+    path = get_testdata_file(name)
+    assert isinstance(path, str)
+    process = subprocess.Popen([EDGE_INFER, "classify", path, "--bundle", int8_bundle], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss / 1024 <= 350
+    assert usage.ru_utime + usage.ru_stime <= 2
