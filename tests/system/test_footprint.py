@@ -54,7 +54,7 @@ def test_help_loads_no_decoder_and_no_backend() -> None:
 
 @pytest.mark.parametrize("name", ["RG1_UNCR.dcm", "RG1_J2KR.dcm"])
 def test_one_radiograph_costs_at_most_350_mb_and_2_s_of_processor_time(int8_bundle: Path, name: str) -> None:
-    """Processor time of the whole process, all threads: it bounds the wall time on an idle machine, whatever runs here."""
+    """Processor time of all threads: it bounds the wall time on an idle machine, whatever else runs here."""
     path = get_testdata_file(name)
     assert isinstance(path, str)
     process = subprocess.Popen([EDGE_INFER, "classify", path, "--bundle", int8_bundle], stdout=subprocess.DEVNULL)

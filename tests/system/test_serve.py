@@ -79,17 +79,21 @@ def fill(place: Path, count: int, first: int = 0) -> None:
         (place / "inbox" / f"DOE^JANE {seed}.png").write_bytes(picture(seed))
 
 
+def contents(place: Path) -> dict[Path, tuple[bytes, int, int]]:
+    """Content, time and mode of every file in the folder."""
+    files = [path for path in (place / "inbox").rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode) for path in files}
+
+
 def test_what_is_in_the_folder_is_done_and_stays_there(tiny_bundle_directory: Path, place: Path) -> None:
     fill(place, 6)
     (place / "inbox" / "sub").mkdir()
     (place / "inbox" / "sub" / "deep.png").write_bytes(picture(100))
-    before = {path: path.stat() for path in (place / "inbox").rglob("*.png")}
+    before = contents(place)
     done = drain(tiny_bundle_directory, place)
     assert done.returncode == 0, done.stderr
     assert [state for state, _, _ in rows(place)] == ["done"] * 7
-    assert {path: path.stat() for path in (place / "inbox").rglob("*.png")} == {
-        path: os.stat_result((*status[:7], path.stat().st_atime, *status[8:])) for path, status in before.items()
-    }
+    assert contents(place) == before
     classify = [
         EDGE_INFER,
         "classify",
