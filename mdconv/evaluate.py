@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edge.errors import EdgeError, InputRefusedError, UsageError, describe_os_error
+from edge.errors import EdgeError, UsageError, describe_os_error
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess, load_image
 from edge.statistics import roc_auc
@@ -75,13 +75,12 @@ def youden_thresholds(labels: NDArray[np.bool_], probabilities: NDArray[np.float
     return thresholds
 
 
-def folder_set(
-    folder: Path, table: Path, size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def folder_set(folder: Path, table: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images (N, 1, size, size) and labels (N, 14) of a folder and its table in the layout of ChestX-ray14.
 
-    Rows whose image is not in the folder are left out: the table usually covers more than one folder. Raises `UsageError`
-    for an unreadable table, an unknown finding or no image at all, `InputRefusedError` for an image that cannot be read.
+    Rows whose image is not in the folder are left out: the table usually covers more than one folder. Raises
+    `UsageError` for an unreadable table, an unknown finding or no image at all, `InputRefusedError` for an image that
+    cannot be read.
     """
     try:
         with table.open(newline="", encoding="utf-8") as file:
@@ -109,7 +108,7 @@ def folder_set(
 
 
 def report(checkpoint: Checkpoint, images: NDArray[np.uint8], labels: NDArray[np.bool_]) -> dict[str, object]:
-    """AUC per finding, their mean and the number of images. Raises `UsageError` if no finding has both kinds of case."""
+    """AUC per finding, their mean, the number of images. Raises `UsageError` if no finding has both kinds of case."""
     areas = area_per_finding(labels, predict(checkpoint.model, images))
     if not areas:
         raise UsageError(f"no finding is present in some and absent in others of {len(labels)} images: use more images")
@@ -136,7 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         checkpoint = load_checkpoint(options.checkpoint)
         if checkpoint.labels != CHESTXRAY14:
-            raise UsageError(f"{options.checkpoint} reports other findings than ChestX-ray14's 14: use its own data set")
+            raise UsageError(
+                f"{options.checkpoint} reports other findings than ChestX-ray14's 14: use its own data set"
+            )
         if options.images is not None:
             table = options.labels or options.images / "labels.csv"
             images, labels = folder_set(options.images, table, checkpoint.input_size)

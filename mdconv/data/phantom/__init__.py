@@ -1,11 +1,12 @@
 """Synthetic frontal chest radiographs with the 14 findings of ChestX-ray14, from a seed. For software tests and demos.
 
-A phantom is no patient and imitates none; weights trained on phantoms are for research use only. What each sign imitates
-is said where it is painted (`findings`); what makes a normal chest is in `anatomy` and `scene`.
+A phantom is no patient and imitates none; weights trained on phantoms are for research use only. What each sign
+imitates is said where it is painted (`findings`); what makes a normal chest is in `anatomy` and `scene`.
 
 Determinism: all randomness comes from `numpy.random.PCG64`, seeded with (seed, stream), one stream each for the labels,
 the patient, the picture, the noise and every finding. So one seed means one case on any machine, at any size, and a
-finding can be added or taken away without changing the patient. Gray levels agree to rounding across versions of OpenCV.
+finding can be added or taken away without changing the rest. NumPy keeps the bits of PCG64 for good; a test pins what
+is drawn from them. Gray levels agree to rounding across versions of OpenCV.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def render(
     """The phantom of a seed, `size` pixels a side.
 
     `findings` replaces the findings that the seed would draw, `strength` (0 faint to 1 plain) how marked they are: the
-    same patient can so be had with and without a finding. Raises `ValueError` for a negative seed, a size under 32 or an
-    unknown finding.
+    same patient can so be had with and without a finding. Raises `ValueError` for a negative seed, a size under 32 or
+    an unknown finding.
     """
     if seed < 0 or size < 32:
         raise ValueError(f"seed {seed}, size {size}: expected a seed >= 0 and a size >= 32 pixels")
@@ -117,4 +118,6 @@ def _expose(attenuation: Layer, rng: np.random.Generator) -> NDArray[np.uint8]:
     exposure = np.clip((picture - np.float32(dark)) / np.float32(bright - dark), 0, 1)
     levels = np.linspace(0, 1, 4096, dtype=np.float32)
     curve = ((1 + SHOULDER) * levels / (1 + SHOULDER * levels)) ** np.float32(gamma)
-    return np.rint(255 * curve).astype(np.uint8)[(exposure * 4095 + 0.5).astype(np.uint16)]
+    table: NDArray[np.uint8] = np.rint(255 * curve).astype(np.uint8)
+    image: NDArray[np.uint8] = table[(exposure * 4095 + 0.5).astype(np.uint16)]
+    return image

@@ -2,8 +2,8 @@
 
     python -m mdconv.data.phantom --output DIR --count N --seed S [--size 1024]
 
-Case i is the phantom of seed S + i. `labels.csv` beside the 8-bit gray PNGs has the columns `Image Index`, `Finding Labels`
-(joined by "|", or "No Finding") and `Patient ID`.
+Case i is the phantom of seed S + i. `labels.csv` beside the 8-bit gray PNGs has the columns `Image Index`,
+`Finding Labels` (joined by "|", or "No Finding") and `Patient ID`.
 """
 
 from __future__ import annotations

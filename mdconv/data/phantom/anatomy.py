@@ -16,7 +16,7 @@ MIDLINE = 0.5
 
 @dataclass
 class Patient:
-    """Measures of one patient; findings that change shapes change these before anything is drawn. Fractions of the side."""
+    """Measures of one patient, fractions of the side; findings change them before anything is drawn."""
 
     scale: float
     degrees: float
@@ -50,7 +50,7 @@ class Patient:
         return MIDLINE + self.turn + self.midline_shift
 
     def place(self, side: int, u: float | Points, v: float | Points) -> Points:
-        """Lung coordinates to body coordinates: u from 0 at the midline to 1 at the lateral wall, v from apex 0 to base 1."""
+        """Lung to body coordinates: u from the midline (0) to the lateral wall (1), v from the apex (0) to the base (1)."""
         outward = 1 if side else -1
         x = MIDLINE + outward * self.half_width * np.asarray(u)
         y = self.apex + (self.base[side] - self.apex) * np.asarray(v)
@@ -94,7 +94,7 @@ _WALL_TOP = 8
 
 
 def dome(patient: Patient, side: int, u: Points) -> Points:
-    """v of the diaphragm at u: highest at u = 0.5, falling steeply to the costophrenic angle and gently to the heart."""
+    """v of the diaphragm at u: top at u = 0.5, falling steeply to the costophrenic angle and gently to the heart."""
     height = patient.rise[side] / (patient.base[side] - patient.apex)
     lateral = 1 - (np.maximum(u - 0.5, 0) / 0.475) ** 2
     medial = 1 - 0.4 * (np.maximum(0.5 - u, 0) / 0.37) ** 2

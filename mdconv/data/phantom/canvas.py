@@ -17,6 +17,10 @@ Mask = NDArray[np.uint8]
 Points = NDArray[np.float64]
 """(N, 2) x and y in body coordinates."""
 
+RIM_SIZE = 448
+"""An antialiased outline has a rim of one pixel. Larger images draw it as wide as it is here, so that fine structures
+keep their weight; in smaller ones it is a pixel, and shapes agree to within that."""
+
 _SUBPIXEL_BITS = 6
 
 
@@ -33,12 +37,13 @@ class Canvas:
         self.scale = scale
         angle = np.deg2rad(degrees)
         self._rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        self._rim = round(size / RIM_SIZE)
         self._centre = np.array([0.5, 0.5])
         self._shift = np.array(shift)
 
     def to_pixels(self, points: Points) -> NDArray[np.float64]:
         """Body coordinates (..., 2) to pixel coordinates, in which pixel i covers [i - 0.5, i + 0.5)."""
-        image = (points - self._centre) @ self._rotation.T + self._centre + self._shift
+        image: NDArray[np.float64] = (points - self._centre) @ self._rotation.T + self._centre + self._shift
         return image * self.size - 0.5
 
     def empty(self) -> Mask:
@@ -54,6 +59,8 @@ class Canvas:
         each = [values] * len(polygons) if isinstance(values, int) else values
         for polygon, value in zip(polygons, each):
             cv2.fillPoly(mask, [polygon], value, cv2.LINE_AA, _SUBPIXEL_BITS)
+            if self._rim > 1:
+                cv2.polylines(mask, [polygon], True, value, self._rim, cv2.LINE_AA, _SUBPIXEL_BITS)
 
     def shape(self, outline: Points, soft: float = 0.0) -> Mask:
         """The mask of a closed outline, its edge blurred with the standard deviation `soft`."""
@@ -105,10 +112,9 @@ def band(centrelines: Points, width: Points | float) -> Points:
 
 
 def ellipse(centre: Points | tuple[float, float], width: float, height: float, tilt: float = 0.0) -> Points:
-    """An ellipse whose bounding box, however tilted (radians), is `width` by `height`."""
+    """An ellipse whose bounding box, however tilted (radians of phase), is `width` by `height`."""
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    # A tilted line would be the limit; correlation of x and y gives the tilt, and the box stays what was asked for.
-    x, y = np.cos(t), np.sin(t + tilt)
+    x, y = np.cos(t), np.sin(t + tilt)  # a shift in phase tilts the ellipse and leaves its bounding box
     return np.asarray(centre) + np.stack([width / 2 * x, height / 2 * y], 1)
 
 
@@ -121,4 +127,5 @@ def lump(rng: np.random.Generator, centre: tuple[float, float], width: float, he
         radius += amplitude * np.cos(harmonic * t + phase)
     outline = np.maximum(radius, 0.3)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
     low, high = outline.min(0), outline.max(0)
-    return np.asarray(centre) + (outline - (low + high) / 2) / (high - low) * (width, height)
+    unit: Points = (outline - (low + high) / 2) / (high - low)
+    return np.asarray(centre) + unit * (width, height)

@@ -39,7 +39,8 @@ _COMPANIONS: dict[str, tuple[str, ...]] = {
 def draw_findings(rng: np.random.Generator) -> tuple[bool, ...]:
     """14 labels in the order of CHESTXRAY14: none in 30 % of cases, otherwise one to four, companions more often.
 
-    Companions favour some findings (Effusion most), first draws balance that, so that each has a prevalence of 10 to 15 %.
+    Companions favour some findings (Effusion most), first draws balance that, so that each has a prevalence of about
+    11 %.
     """
     chosen: set[int] = set()
     if rng.uniform() >= NORMAL_SHARE:

@@ -1,4 +1,4 @@
-"""The signs of the 14 findings, painted into a scene. `signs.md` beside this file says what each imitates.
+"""The signs of the 14 findings, painted into a scene.
 
 Every painter takes the scene and its lesion and returns the mask of what a reader would put a box around, or None for a
 finding without one.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mdconv.data.phantom.anatomy import MIDLINE, chest_wall, dome, heart_outline, lung_outline, wall_u
+from mdconv.data.phantom.anatomy import MIDLINE, chest_wall, dome, heart_outline, wall_u
 from mdconv.data.phantom.canvas import Mask, Points, band, ellipse, lump, smooth
 from mdconv.data.phantom.lesion import Lesion
 from mdconv.data.phantom.scene import Layer, Scene
@@ -27,7 +26,7 @@ def paint(scene: Scene, lesion: Lesion) -> Mask | None:
 
 
 def _seat(scene: Scene, lesion: Lesion, top: float, bottom: float) -> tuple[float, float]:
-    """A centre for a box of the lesion's size in its lung (both lungs if it is wide), v of the centre in [top, bottom]."""
+    """A centre, v in [top, bottom], for a box of the lesion's size in its lung (between both if it is wide)."""
     patient = scene.patient
     half_height = lesion.height / 2 / (patient.base[lesion.side] - patient.apex)
     low, high = max(top, half_height), min(bottom, 0.92 - half_height)
@@ -40,7 +39,7 @@ def _seat(scene: Scene, lesion: Lesion, top: float, bottom: float) -> tuple[floa
 
 
 def _float(mask: Mask) -> Layer:
-    return mask.astype(np.float32) * np.float32(1 / 255)
+    return np.multiply(mask, 1 / 255, dtype=np.float32)
 
 
 def _atelectasis(scene: Scene, lesion: Lesion) -> Mask:
@@ -83,7 +82,7 @@ def _effusion(scene: Scene, lesion: Lesion) -> Mask:
     under = patient.place(side, np.array([0.0, 0.0, 1.15, 1.15]), np.array([v[-1], 1.1, 1.1, top]))
     fluid = canvas.shape(np.vstack([surface, under]), soft=0.005)
     scene.opacify(fluid, lesion.between(0.45, 0.95))
-    return cv2.min(fluid, scene.lungs[side])  # type: ignore[return-value]
+    return np.minimum(fluid, scene.lungs[side])
 
 
 def _infiltration(scene: Scene, lesion: Lesion) -> Mask:
@@ -94,7 +93,7 @@ def _infiltration(scene: Scene, lesion: Lesion) -> Mask:
     soft = _float(canvas.blur(area, 0.13 * min(lesion.width, lesion.height, 0.3)))
     grain = np.clip(0.5 + 0.55 * canvas.texture(rng, 48), 0, 1.4)
     scene.opacify(soft * grain, lesion.between(0.13, 0.42))
-    return cv2.min(area, scene.lung)  # type: ignore[return-value]
+    return np.minimum(area, scene.lung)
 
 
 def _mass(scene: Scene, lesion: Lesion) -> Mask:
@@ -127,7 +126,7 @@ def _pneumonia(scene: Scene, lesion: Lesion) -> Mask:
     fade = np.clip(1.15 - (rows - fissure) / lesion.height, 0.35, 1).astype(np.float32)
     mottle = np.clip(0.8 + 0.35 * canvas.texture(rng, 22), 0.15, 1.3)
     scene.opacify(soft * _float(edge) * mottle * fade[:, None], lesion.between(0.2, 0.72))
-    return cv2.min(cv2.min(area, edge), scene.lung)  # type: ignore[return-value]
+    return np.minimum(np.minimum(area, edge), scene.lung)
 
 
 def _pneumothorax(scene: Scene, lesion: Lesion) -> Mask:
@@ -145,13 +144,13 @@ def _pneumothorax(scene: Scene, lesion: Lesion) -> Mask:
     line = smooth(np.vstack([pulled[::6], pulled[-1:], apex_end[1:]]))
     beyond = wall + (wall - hilum) * 0.2
     rim = canvas.shape(np.vstack([line, beyond[::-1]]))
-    rim = cv2.min(rim, scene.lungs[side])
+    rim = np.minimum(rim, scene.lungs[side])
     scene.vessels = (scene.vessels * (1 - _float(rim))).astype(np.uint8)
     scene.lucent += _float(rim) * lesion.between(0.05, 0.22)
-    collapsed = cv2.subtract(scene.lungs[side], rim)
+    collapsed = scene.lungs[side] - rim
     scene.opacify(collapsed, lesion.between(0.02, 0.13))
     pleura = canvas.shape(band(line, 0.0045))
-    scene.add(cv2.min(pleura, scene.lungs[side]), lesion.between(0.03, 0.10))
+    scene.add(np.minimum(pleura, scene.lungs[side]), lesion.between(0.03, 0.10))
     return rim
 
 
@@ -216,7 +215,7 @@ def _fibrosis(scene: Scene, lesion: Lesion) -> None:
         u, v = 0.42, rng.uniform(0.30, 0.42)
         x, y = patient.place(side, u, v)
         canvas.fill(core, ellipse((float(x), float(y)), 0.80 * patient.half_width, 0.72))
-    periphery = _float(cv2.subtract(scene.lung, canvas.blur(core, 0.02)))
+    periphery = _float(scene.lung - np.minimum(scene.lung, canvas.blur(core, 0.02)))
     scene.opacify(periphery * net.astype(np.float32), lesion.between(0.13, 0.55))
     scene.opacify(periphery, lesion.between(0.02, 0.10))
 
@@ -233,8 +232,8 @@ def _pleural_thickening(scene: Scene, lesion: Lesion) -> None:
     peel = canvas.shape(_inside(wall, depth, side))
     if rng.uniform() < 0.4:
         cap = chest_wall(patient, side, top=0.0, bottom=0.16)
-        peel = cv2.max(peel, canvas.shape(_inside(cap, np.full(len(cap), lesion.between(0.008, 0.028)), side)))
-    scene.opacify(cv2.min(peel, scene.lungs[side]), lesion.between(0.35, 0.85))
+        peel = np.maximum(peel, canvas.shape(_inside(cap, np.full(len(cap), lesion.between(0.008, 0.028)), side)))
+    scene.opacify(np.minimum(peel, scene.lungs[side]), lesion.between(0.35, 0.85))
 
 
 def _inside(wall: Points, depth: NDArray[np.float64], side: int) -> Points:
@@ -260,7 +259,7 @@ def _hernia(scene: Scene, lesion: Lesion) -> None:
     level = y + rng.uniform(-0.1, 0.2) * size
     hollow = canvas.shape((sac - (x, y)) * 0.84 + (x, y))
     above = canvas.shape(np.array([(-0.3, -0.3), (1.3, -0.3), (1.3, level), (-0.3, level)]))
-    scene.add(cv2.min(hollow, above), -lesion.between(0.05, 0.20))
+    scene.add(np.minimum(hollow, above), -lesion.between(0.05, 0.20))
 
 
 _PAINTERS: dict[str, Callable[[Scene, Lesion], Mask | None]] = {

@@ -12,7 +12,7 @@ from mdconv.data.phantom import render
 
 
 def write_folder(output: Path, count: int, seed: int, size: int) -> None:
-    """Write `count` PNGs and `labels.csv` into `output`, made if needed. Raises `MachineError` if they cannot be written."""
+    """Write `count` PNGs and `labels.csv` into `output`, made if needed. Raises `MachineError` if that fails."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         with (output / "labels.csv").open("w", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A finding of one case: how strong, where, how large. Drawn before the picture, since some findings reshape the patient."""
+"""A finding of one case: how strong, where, how large. Drawn before the picture: some findings reshape the patient."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Lesion:
 
 
 def draw_lesion(finding: str, rng: np.random.Generator, strength: float | None) -> Lesion:
-    """A lesion of a finding; unless given, its strength is drawn from [0.15, 1], a little more often plain than faint."""
+    """A lesion of a finding; unless given, its strength is drawn from [0.15, 1], more often plain than faint."""
     drawn = 0.15 + 0.85 * float(rng.uniform()) ** 0.7
     side = int(rng.integers(2))
     if finding in BOXED:

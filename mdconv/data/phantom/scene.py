@@ -1,8 +1,8 @@
 """The picture of a patient: layers of attenuation, and how they become gray levels.
 
 Attenuation adds along the beam, but lung tissue can lose its air only once: opacities in the lung are fractions of air
-replaced by fluid or tissue, and several of them combine as ``1 - (1 - a)(1 - b)``. So nothing in a lung gets whiter than a
-lung without air, as on a radiograph.
+replaced by fluid or tissue, and several of them combine as ``1 - (1 - a)(1 - b)``. So nothing in a lung gets whiter
+than a lung without air, as on a radiograph.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ SHARPNESS = 0.0017
 class Scene:
     """One patient being drawn.
 
-    `air` (size, size) float32 is the share of air left in the lungs' beam, 1 where it is untouched; `extra` is attenuation
-    added outside that rule (bones, calcium, devices; negative for gas outside the lung).
+    `air` (size, size) float32 is the share of air left in the lungs' beam, 1 where it is untouched; `extra` is
+    attenuation added outside that rule (bones, calcium, devices; negative for gas outside the lung).
     """
 
     def __init__(self, canvas: Canvas, patient: Patient) -> None:
         self.canvas = canvas
         self.patient = patient
         self.lungs: list[Mask] = [canvas.shape(lung_outline(patient, side), soft=0.0) for side in (0, 1)]
-        self.lung: Mask = cv2.max(self.lungs[0], self.lungs[1])  # type: ignore[assignment]
+        self.lung: Mask = np.maximum(self.lungs[0], self.lungs[1])
         self.vessels: Mask = canvas.empty()
         self.lucent: Layer = np.ones((canvas.size, canvas.size), np.float32)
         """Relative lucency of the air: above 1 where lung is overinflated or absent."""
@@ -48,25 +48,41 @@ class Scene:
 
     def opacify(self, mask: Mask | Layer, strength: float) -> None:
         """Replace a share of the lung's air by fluid or tissue: `strength` where `mask` is full."""
-        left = cv2.multiply(mask, _unit(mask, -strength), dtype=cv2.CV_32F)
-        self.air *= cv2.add(left, 1.0, dst=left)
+        area = _area(mask)
+        taken = np.multiply(mask[area], _unit(mask, strength), dtype=np.float32)
+        self.air[area] *= np.subtract(1, taken, out=taken)
 
     def add(self, mask: Mask | Layer, strength: float) -> None:
         """Add attenuation (of bone, say), independent of the lung's air."""
-        self.extra += cv2.multiply(mask, _unit(mask, strength), dtype=cv2.CV_32F)
+        area = _area(mask)
+        self.extra[area] += np.multiply(mask[area], _unit(mask, strength), dtype=np.float32)
 
     def attenuation(self) -> Layer:
         """The sum of all layers; about 0 is air beside the patient, 1 the abdomen."""
         patient, canvas = self.patient, self.canvas
-        body = canvas.shape(body_outline(patient), soft=0.012).astype(np.float32) / 255
+        body = canvas.shape(body_outline(patient), soft=0.012)
         rows = (np.arange(canvas.size, dtype=np.float32) + 0.5) / canvas.size
         # The trunk thickens towards the abdomen and thins towards the neck.
         thickness = (0.60 + 0.10 * np.clip((rows - 0.1) / 0.9, 0, 1)) * patient.soft_tissue
-        vessel_air = 1 - self.vessels.astype(np.float32) * (0.42 / 255 * patient.vessels)
-        air = self.lung.astype(np.float32) * (patient.lucency / 255) * self.lucent * self.air * vessel_air
-        below = canvas.shape(_below_diaphragm(patient), soft=0.006).astype(np.float32)
-        total = body * (thickness[:, None] + below * (0.07 / 255)) - air + self.extra
+        self.opacify(self.vessels, 0.42 * patient.vessels)
+        air = np.multiply(self.lung, patient.lucency / 255, dtype=np.float32)
+        air *= self.air
+        air *= self.lucent
+        below = canvas.shape(_below_diaphragm(patient), soft=0.006)
+        total = np.multiply(below, 0.07 / 255, dtype=np.float32)
+        total += thickness[:, None]
+        total *= np.multiply(body, 1 / 255, dtype=np.float32)
+        total -= air
+        total += self.extra
         return cv2.GaussianBlur(total, (0, 0), max(0.3, SHARPNESS * canvas.size))  # type: ignore[return-value]
+
+
+def _area(mask: Mask | Layer) -> tuple[slice, slice]:
+    """Where a mask is not empty: most shapes cover little of the picture, and the rest need not be computed."""
+    if mask.dtype != np.uint8:
+        return slice(None), slice(None)
+    x, y, width, height = cv2.boundingRect(mask)
+    return slice(y, y + height), slice(x, x + width)
 
 
 def _unit(mask: Mask | Layer, strength: float) -> float:
@@ -245,7 +261,7 @@ def _soft_tissue(scene: Scene, rng: np.random.Generator) -> None:
 def _letter(canvas: Canvas, right: bool, y: float) -> Mask:
     """The side marker, an R or an L beside the shoulder, as a line drawing."""
     x = 0.06 if right else 0.90
-    strokes = [(0, 4), (0, 0)] if right else [(0, 0), (0, 4), (2, 4)]
+    strokes: list[tuple[float, float]] = [(0, 4), (0, 0)] if right else [(0, 0), (0, 4), (2, 4)]
     if right:
         strokes += [(1.6, 0.2), (2, 1), (1.6, 1.8), (0, 2), (2, 4)]
     mask = canvas.empty()

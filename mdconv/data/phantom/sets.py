@@ -19,9 +19,7 @@ GENERATOR_VERSION = 1
 """Raised when the same seed gives another picture, so that kept files are not taken for new ones."""
 
 
-def phantom_set(
-    seeds: range, size: int, cache: Path | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def phantom_set(seeds: range, size: int, cache: Path | None = None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images (N, 1, size, size) uint8 and labels (N, 14) of the phantoms of `seeds`.
 
     With `cache`, a folder, the images are a file there, mapped into memory, and read back the next time. Raises
