@@ -29,7 +29,9 @@ _INSTALL = {
 }
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OUT_OF_MEMORY = re.compile(
-    r"out ?of ?memory|bad_alloc|memory allocation|insufficient memory|cannot allocate|MemoryError", re.IGNORECASE
+    r"out ?of ?memory|bad_alloc|memory allocation|insufficient memory|cannot allocate|MemoryError"
+    r"|temporarily unavailable",
+    re.IGNORECASE,
 )
 OUT_OF_MEMORY_ADVICE = "free memory (close programs, stop the desktop), lower --workspace-mb, or use a smaller batch"
 _REPORT_SECONDS = 0.1
@@ -213,7 +215,8 @@ def _parse(trt: Any, builder: trt.Builder, logger: Any, path: Path) -> trt.INetw
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     said = [f"{_node(error)}{_one_line(error.desc())}" for error in errors]
     said = said or [_one_line(line) for line in logger.errors] or ["no reason given"]
-    raise MachineError(f"NVIDIA's ONNX parser refuses {path}: {'; '.join(dict.fromkeys(said))}: export the model anew")
+    reasons = "; ".join(dict.fromkeys(said))
+    raise MachineError(f"NVIDIA's ONNX parser refuses {path}: {reasons}: {_advice(reasons, 'export the model anew')}")
 
 
 def _node(error: trt.ParserError) -> str:
@@ -282,8 +285,12 @@ def _inspect(trt: Any, logger: Any, plan: trt.IHostMemory) -> list[Any]:
 
 def _describe_failure(job: dict[str, Any], errors: list[str]) -> str:
     said = "; ".join(dict.fromkeys(_one_line(error) for error in errors)) or "no reason given"
-    advice = OUT_OF_MEMORY_ADVICE if OUT_OF_MEMORY.search(said) else "report this with the model"
+    advice = _advice(said, "report this with the model")
     return f"{job['target']} cannot build an engine of {job['onnx']}: {said[:600]}: {advice}"
+
+
+def _advice(said: str, otherwise: str) -> str:
+    return OUT_OF_MEMORY_ADVICE if OUT_OF_MEMORY.search(said) else otherwise
 
 
 def _one_line(text: object) -> str:

@@ -27,8 +27,10 @@ Target = Literal["tensorrt", "tensorrt-rtx"]
 Progress = Callable[[str, int, int], None]
 """Called with the builder's phase, the steps of it that are done, and its steps in all."""
 
-RTX_COMPUTE_CAPABILITIES = ("75", "86", "89", "120")
-"""What an engine for TensorRT-RTX is compiled for by default: GeForce RTX 20, 30, 40, 50 and their workstation kin."""
+RTX_COMPUTE_CAPABILITIES = ("86", "89", "120")
+"""What an engine for TensorRT-RTX is compiled for by default: GeForce RTX 30, 40, 50 and their workstation kin.
+
+Not the RTX 20 ("75"): TensorRT-RTX has no float32 matrix product there."""
 
 
 def build_engine(
