@@ -151,7 +151,9 @@ def _build(bundle: Bundle, platform: dict[str, str | None], folder: Path, key: s
     """Build the engine for this machine, keep it under `key`, return it."""
     onnx_path = builder_model(bundle)
     timing = hashlib.sha256(json.dumps({name: platform[name] for name in FITTING}).encode()).hexdigest()
-    log.info("bundle %s holds no engine for this machine: it is built here, once; this can take minutes", bundle.name)
+    log.warning(
+        "bundle %s holds no engine for this machine: it is built here, once; this can take minutes", bundle.name
+    )
     with ProgressLine("building the engine") as progress:
         facts = build_engine(
             onnx_path,
@@ -166,5 +168,7 @@ def _build(bundle: Bundle, platform: dict[str, str | None], folder: Path, key: s
     partial = folder / f".{key}.json.{os.getpid()}.partial"
     partial.write_text(json.dumps({**facts, "platform": platform, "bundle": bundle.name}))
     partial.replace(folder / f"{key}.json")
-    log.info("engine of bundle %s built in %.0f s, kept as %s", bundle.name, facts["seconds"], folder / f"{key}.engine")
+    log.warning(
+        "engine of bundle %s built in %.0f s, kept as %s", bundle.name, facts["seconds"], folder / f"{key}.engine"
+    )
     return (folder / f"{key}.engine").read_bytes()

@@ -206,8 +206,10 @@ def test_importing_it_imports_no_tensorrt() -> None:
 
 
 def test_layers_are_read_from_the_builders_log() -> None:
-    tensor = "{{ Name: {}, Dimensions: [1,2,4], Strides: [8,4,1], StrideOrder: [2,1,0], "
+    tensor = (
+        "{{ Name: {}, Dimensions: [1,2,4], Strides: [8,4,1], StrideOrder: [2,1,0], "
         "Datatype: {}, Format: (Linear) a b }}"
+    )
     x, y, k, z = (tensor.format(*what) for what in (("x", "Int8"), ("y", "Half"), ("k", "Float"), ("z", "Float")))
     line = (
         f"Name: a, b + c, LayerType: kgen, Inputs: [ {x}, {y}], Constants: [ {k}], Outputs: [ {z}], "
