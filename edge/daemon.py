@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from edge.telemetry import machine_facts
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+POLL_SECONDS_AT_MOST = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Server:
         self.config = config
         self._stopping = threading.Event()
         self._finished = {"done": 0, "refused": 0}
+        self._counting = threading.Lock()  # both the folder's thread and the results' thread finish images
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or, with ``drain``, until all is done; then finish what is under way.
@@ -105,7 +108,9 @@ class Server:
         return session
 
     def main_loop(self, folder: WatchedFolder) -> None:
+        """Take what the folder and the ledger offer, until told to stop."""
         while not self._stopping.is_set():
+            start = time.monotonic()
             for path, key in folder.poll():
                 self._receive(path, key)
                 self._feed()
@@ -115,7 +120,8 @@ class Server:
             self._pipeline.check()
             if self.config.drain and folder.waiting == 0:
                 return
-            self._stopping.wait(POLL_SECONDS)
+            # A folder of very many files takes long to look through: no more than a fifth of the time goes into that.
+            self._stopping.wait(min(max(POLL_SECONDS, 4 * (time.monotonic() - start)), POLL_SECONDS_AT_MOST))
 
     def shutdown(self, session: int) -> None:
         log.info("stopping: finishing what is under way")
@@ -172,7 +178,8 @@ class Server:
         self._log_finished(outcome.result)
 
     def _log_finished(self, result: dict[str, object]) -> None:
-        self._finished[str(result["status"])] += 1
+        with self._counting:
+            self._finished[str(result["status"])] += 1
         if result["status"] == "done":
             log.info("done %s in %.1f ms", result["id"], result["timings_ms"]["total"])  # type: ignore[index]
         else:

@@ -106,6 +106,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._decoding = decoders
         self._opened = threading.Event()
+        self._aborted = False
         self.backend_name: str | None = None
         self.backend_facts: dict[str, Any] = {}
         stages = [("infer", self._infer), ("results", self._finish)]
@@ -137,12 +138,12 @@ class Pipeline:
     def drain(self) -> None:
         """Wait until every submitted image has its result. Raises the error that stopped the pipeline, if one did."""
         self._intake.close()
-        for thread in self._threads:
-            thread.join()
+        self._join()
         self.check()
 
     def abort(self) -> None:
         """Stop as soon as each thread is done with the image in its hands; images under way get no result."""
+        self._aborted = True
         for channel in (self._intake, self._ready, self._finished):
             channel.abort()
         self._opened.set()
@@ -157,8 +158,15 @@ class Pipeline:
     ) -> None:
         if kind is None:
             self.drain()
+        elif self._error is not None:
+            self._join()  # it is stopping already; what was computed before the failure is still delivered
         else:
             self.abort()
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            if not self._aborted:
+                thread.join()
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
@@ -173,7 +181,7 @@ class Pipeline:
             if work == self._finish:
                 self._finished.abort()
             else:
-                self._finished.close()  # what was computed before the failure is still delivered
+                self._finished.close()
             self._opened.set()
 
     def _decode(self) -> None:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,11 +47,8 @@ class WatchedFolder:
         """Look once; yields each complete file that was not taken before, with its `file_key`. Raises `OSError`."""
         taken, candidates = set(), {}
         self.waiting = 0
-        for path in self._files():
-            try:
-                key = file_key(path, path.stat())
-            except OSError:
-                continue  # gone since it was listed
+        for path, status in self._files():
+            key = file_key(path, status)
             if key in self._taken or (key not in self._candidates and self._knows(key)):
                 taken.add(key)
                 continue
@@ -65,13 +63,19 @@ class WatchedFolder:
                 self.waiting += 1
         self._taken, self._candidates = taken, candidates  # forget what is gone
 
-    def _files(self) -> Iterator[Path]:
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for parent, folders, names in os.walk(self.folder, onerror=_raise_for(self.folder)):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(parent, name)
-                if not name.startswith(".") and path.suffix.lower() not in UNFINISHED_SUFFIXES and path.is_file():
-                    yield path
+                if name.startswith(".") or path.suffix.lower() in UNFINISHED_SUFFIXES:
+                    continue
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue  # gone since it was listed, or a link to nothing
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
 
 
 def _raise_for(folder: Path) -> Callable[[OSError], None]:

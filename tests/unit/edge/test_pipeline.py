@@ -280,6 +280,25 @@ def test_a_backend_that_does_not_open_is_told_at_once(tiny_bundle: Bundle) -> No
         pipeline.drain()
 
 
+def test_an_abort_does_not_wait_for_a_backend_that_opens_for_minutes(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.pipeline.ABORT_SECONDS", 0.05)
+    built = threading.Event()
+
+    def opener() -> Backend:
+        built.wait(60)  # an engine is being built
+        raise MachineError("never seen")
+
+    with Pipeline(tiny_bundle, opener, lambda outcome: None) as pipeline:
+        assert not pipeline.wait_until_open(0.01)
+        pipeline.abort()
+        assert not built.is_set()
+    built.set()
+    for thread in pipeline._threads:
+        thread.join(60)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_outputs_that_are_no_numbers_are_never_results(tiny_bundle: Bundle, value: float) -> None:
     class Broken(Recording):
