@@ -20,7 +20,10 @@ from typing import Any
 
 UNAVAILABLE = "unavailable"
 
-LIBRARIES = ("numpy", "opencv-python-headless", "pydicom", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings")
+LIBRARIES = (
+    *("numpy", "opencv-python-headless", "simplejpeg", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"),
+    *("python-gdcm", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings"),
+)
 
 _ARM_CPUS = {"0xd42": "Arm Cortex-A78AE", "0xd83": "Arm Neoverse V3AE"}
 """Names of the CPU part numbers of Jetson Orin and Thor; Arm kernels give only the number."""

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.dicom.display import WANTED, display_table
-from edge.dicom.elements import DataSet, File, is_dicom, read_file
 from edge.dicom.pixels import Layout, read_stored
+from edge.dicom.reader import DataSet, File, is_dicom, read_file
 from edge.errors import InputRefusedError
 from edge.grayscale import apply_table
 from edge.raster import check_pixel_count

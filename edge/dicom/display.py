@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.dicom.elements import DataSet
+from edge.dicom.reader import DataSet
 from edge.errors import InputRefusedError
 from edge.grayscale import Stored, full_range, patterns_present, scale_to_byte, to_byte
 
@@ -53,9 +53,8 @@ def _is_padding(data_set: DataSet, values: NDArray[np.int64], signed: bool) -> N
 
 def _apply_modality(data_set: DataSet, values: Values, signed: bool) -> Values:
     """Modality LUT if there is one, else rescale (C.11.1)."""
-    element = data_set.get(MODALITY_LUT_SEQUENCE)
-    if element and element.items:
-        output, _ = _apply_lut(element.items[0], "Modality LUT", values, data_set.order)
+    if items := data_set.items(MODALITY_LUT_SEQUENCE):
+        output, _ = _apply_lut(items[0], "Modality LUT", values)
         return output
     slope = data_set.number(RESCALE_SLOPE, "Rescale Slope")
     intercept = data_set.number(RESCALE_INTERCEPT, "Rescale Intercept")
@@ -68,9 +67,8 @@ def _apply_voi(
     data_set: DataSet, values: Values, stored: Stored, bits: int, padding: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """First VOI LUT, else first window, else the full range (C.11.2)."""
-    element = data_set.get(VOI_LUT_SEQUENCE)
-    if element and element.items:
-        output, depth = _apply_lut(element.items[0], "VOI LUT", values, data_set.order)
+    if items := data_set.items(VOI_LUT_SEQUENCE):
+        output, depth = _apply_lut(items[0], "VOI LUT", values)
         return scale_to_byte(output, 0, (1 << depth) - 1)
     center = data_set.number(WINDOW_CENTER, "Window Center")
     width = data_set.number(WINDOW_WIDTH, "Window Width")
@@ -103,11 +101,10 @@ def _apply_window(values: Values, center: float, width: float, function: str) ->
     raise InputRefusedError("the DICOM's VOI LUT Function is none of LINEAR, LINEAR_EXACT, SIGMOID: correct it")
 
 
-def _apply_lut(item: DataSet, name: str, values: Values, order: str) -> tuple[Values, int]:
+def _apply_lut(item: DataSet, name: str, values: Values) -> tuple[Values, int]:
     """`values` through the table of `item`, and its entries' bits. Values outside take the first or last entry."""
     descriptor = item.shorts(_LUT_DESCRIPTOR, f"{name} Descriptor")
-    data = item.get(_LUT_DATA)
-    if len(descriptor) != 3 or data is None:
+    if len(descriptor) != 3 or _LUT_DATA not in item:
         raise InputRefusedError(f"the DICOM's {name} lacks its descriptor or its data: export the image again")
     count, first, bits = descriptor[0] or 65536, descriptor[1], descriptor[2]
     if not 8 <= bits <= 16:
@@ -115,11 +112,12 @@ def _apply_lut(item: DataSet, name: str, values: Values, order: str) -> tuple[Va
             f"the DICOM's {name} has entries of {bits} bits, expected 8 to 16: export the image again"
         )
     # The sign of the first value follows from the values mapped; where the VR is lost or wrong, they tell it.
-    if first >= 0x8000 and (item[_LUT_DESCRIPTOR].vr == "SS" or values.max() < first):
+    if first >= 0x8000 and (item.vr(_LUT_DESCRIPTOR) == "SS" or values.max() < first):
         first -= 0x10000
-    if len(data.value) % 2:
+    data = item.value(_LUT_DATA)
+    if len(data) % 2:
         raise InputRefusedError(f"the DICOM's {name} has an odd number of bytes: the file is damaged; send it again")
-    words = np.frombuffer(data.value, f"{order}u2")
+    words = np.frombuffer(data, f"{item.order(_LUT_DATA)}u2")
     if bits == 8 and words.size == (count + 1) // 2:  # two entries a word, the first in its low byte
         entries = words.astype("<u2").view(np.uint8)[:count].astype(np.float64)
     else:

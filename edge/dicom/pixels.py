@@ -1,20 +1,22 @@
 """Stored pixel values of a DICOM image, whatever its transfer syntax (PS3.5 section 8, annexes A and G).
 
-The codecs are those that pydicom's project maintains (pyjpegls, pylibjpeg-openjpeg), simplejpeg for 8-bit JPEG, and
-our own for JPEG lossless and RLE. They are called here directly, and only after the codestream's own header was found
-to agree with the data set: pydicom's wrappers log tracebacks and warn process-wide, and a codec writes as much as its
-stream says.
+Compressed ones are decoded by pydicom's decoders (`edge.codecs`) and simplejpeg, never before the stream's own header
+was found to agree with the data set: a decoder allocates, and writes, what its stream says.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from pydicom import uid
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 
+from edge.codecs import EncodedFrame, decode_frame, missing_packages
 from edge.codestream import (
     SOF_BASELINE,
     SOF_EXTENDED,
@@ -25,8 +27,8 @@ from edge.codestream import (
     read_jpeg2000_frame,
     read_jpeg_frame,
 )
-from edge.dicom.elements import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, File
-from edge.dicom.jpeg_lossless import decode_jpeg_lossless
+from edge.dicom.gdcm import decode_by_gdcm
+from edge.dicom.reader import File
 from edge.errors import InputRefusedError
 from edge.grayscale import Stored
 from edge.raster import decode_jpeg_scan
@@ -53,7 +55,7 @@ def read_stored(file: File, layout: Layout) -> Stored:
     if file.pixels is None:
         raise InputRefusedError("the DICOM has no pixel data, expected an image: send the image itself")
     if file.transfer_syntax in _NATIVE:
-        if isinstance(file.pixels, list):
+        if file.encapsulated:
             raise _disagrees("it is encapsulated, but the transfer syntax says native")
         return _read_native(file.pixels, file.pixels_vr, file.transfer_syntax, layout)
     decode = _CODECS.get(file.transfer_syntax)
@@ -62,18 +64,29 @@ def read_stored(file: File, layout: Layout) -> Stored:
             "the DICOM's transfer syntax is not supported, expected uncompressed, deflated, RLE, JPEG, JPEG-LS or "
             "JPEG 2000: convert it to one of them"
         )
-    if not isinstance(file.pixels, list):
+    if not file.encapsulated:
         raise _disagrees("it is native, but the transfer syntax says compressed")
-    if len(file.pixels) < 2 or len(file.pixels[0]) > 4:  # the offset table has 4 bytes a frame, or none
+    return decode(file.transfer_syntax, _single_frame(file.pixels), layout)
+
+
+def _single_frame(pixels: bytes) -> bytes:
+    """The frame of encapsulated pixel data (PS3.5 A.4), its fragments joined."""
+    stream = io.BytesIO(pixels)
+    try:
+        offsets = parse_basic_offsets(stream)
+        fragments = list(generate_fragments(stream))
+    except (ValueError, struct.error):
+        raise _disagrees("it is not made of items") from None
+    if len(offsets) > 1 or not fragments:
         raise _disagrees("it does not hold one frame")
-    return decode(b"".join(file.pixels[1:]), layout)
+    return b"".join(fragments)
 
 
-def _read_native(pixels: memoryview, vr: str, syntax: str, layout: Layout) -> Stored:
+def _read_native(pixels: bytes, vr: str, syntax: str, layout: Layout) -> Stored:
     surplus = len(pixels) - layout.bytes
     if not 0 <= surplus < max(2, layout.columns * layout.allocated // 8):  # some writers pad, but never by a row
         raise _disagrees(f"it has {len(pixels):,} bytes, the header says {layout.bytes:,}")
-    order = ">" if syntax == EXPLICIT_BIG else "<"
+    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     if layout.allocated == 16:
         words = np.frombuffer(pixels, f"{order}u2", layout.rows * layout.columns)
         return words.astype(np.uint16, copy=False).reshape(layout.rows, layout.columns)
@@ -85,7 +98,8 @@ def _read_native(pixels: memoryview, vr: str, syntax: str, layout: Layout) -> St
     return samples[: layout.bytes].reshape(layout.rows, layout.columns)
 
 
-def _decode_jpeg(data: bytes, layout: Layout) -> Stored:
+def _decode_jpeg(syntax: str, data: bytes, layout: Layout) -> Stored:
+    """Baseline and extended. By simplejpeg, since GDCM goes on after damage that its strict mode refuses."""
     frame = read_jpeg_frame(data)
     if frame.process not in (SOF_BASELINE, SOF_EXTENDED):
         raise _disagrees("it is another JPEG process than the transfer syntax says")
@@ -97,75 +111,77 @@ def _decode_jpeg(data: bytes, layout: Layout) -> Stored:
     return _fit(decode_jpeg_scan(data, "GRAY")[..., 0], frame, layout)
 
 
-def _decode_jpeg_ls(data: bytes, layout: Layout) -> Stored:
-    frame = read_jpeg_frame(data)
-    if frame.process != SOF_JPEG_LS:
-        raise _disagrees("it is no JPEG-LS, which the transfer syntax says")
-    _check_frame(frame, layout)
-    check_end_of_image(data, "JPEG-LS")  # CharLS searches seconds for the end of some streams that lack it
-    import jpeg_ls
-
-    try:
-        pixels = bytes(jpeg_ls.decode_pixel_data(data)[0])
-    except (RuntimeError, ValueError):
-        raise _damaged("JPEG-LS") from None
-    return _as_patterns(pixels, frame, layout)
-
-
-def _decode_jpeg2000(data: bytes, layout: Layout) -> Stored:
-    frame = read_jpeg2000_frame(data)
-    _check_frame(frame, layout)
-    check_end_of_image(data, "JPEG 2000")
-    from openjpeg.utils import decode_pixel_data
-
-    try:
-        pixels = bytes(decode_pixel_data(data, version=2))
-    except (RuntimeError, ValueError):
-        raise _damaged("JPEG 2000") from None
-    return _as_patterns(pixels, frame, layout)
-
-
-def _decode_jpeg_lossless(data: bytes, layout: Layout) -> Stored:
+def _decode_jpeg_lossless(syntax: str, data: bytes, layout: Layout) -> Stored:
     frame = read_jpeg_frame(data)
     if frame.process != SOF_LOSSLESS:
         raise _disagrees("it is no JPEG lossless, which the transfer syntax says")
+    return _decode(syntax, data, frame, layout, "JPEG lossless")
+
+
+def _decode_jpeg_ls(syntax: str, data: bytes, layout: Layout) -> Stored:
+    frame = read_jpeg_frame(data)
+    if frame.process != SOF_JPEG_LS:
+        raise _disagrees("it is no JPEG-LS, which the transfer syntax says")
+    return _decode(syntax, data, frame, layout, "JPEG-LS")
+
+
+def _decode_jpeg2000(syntax: str, data: bytes, layout: Layout) -> Stored:
+    return _decode(syntax, data, read_jpeg2000_frame(data), layout, "JPEG 2000")
+
+
+def _decode(syntax: str, data: bytes, frame: Frame, layout: Layout, codec: str) -> Stored:
     _check_frame(frame, layout)
-    return _fit(decode_jpeg_lossless(data, frame), frame, layout)
+    check_end_of_image(data, codec)  # CharLS searches seconds for the end of some streams that lack it
+    samples = _samples(EncodedFrame(syntax, data, frame.rows, frame.columns, frame.precision), codec)
+    return _as_patterns(samples, frame, layout)
 
 
-def _decode_rle(data: bytes, layout: Layout) -> Stored:
+def _decode_rle(syntax: str, data: bytes, layout: Layout) -> Stored:
     """PS3.5 annex G: one segment a byte of the pixel, the high byte first."""
-    planes = layout.allocated // 8
     size = layout.rows * layout.columns
-    if not 64 <= len(data) <= 64 + planes * (2 * size + 2):  # at worst two bytes a byte, and padding
+    if len(data) < 64:
         raise _damaged("RLE")
     count, *offsets = struct.unpack_from("<16I", data)
-    bounds = [*offsets[:planes], len(data)]
-    if count != planes or bounds[0] < 64 or sorted(bounds) != bounds:
+    bounds = [*offsets[: layout.allocated // 8], len(data)]
+    if count != layout.allocated // 8 or bounds[0] < 64 or sorted(bounds) != bounds:
         raise _damaged("RLE")
-    pixels = np.zeros((size,), np.uint8 if planes == 1 else np.uint16)
     for start, end in itertools.pairwise(bounds):
-        pixels <<= 8 * (planes - 1)
-        pixels |= np.frombuffer(_unpack_bits(data, start, end, size), np.uint8)
-    return pixels.reshape(layout.rows, layout.columns)
+        _check_rle_segment(data, start, end, size)
+    samples = _samples(EncodedFrame(syntax, data, layout.rows, layout.columns, layout.allocated), "RLE")
+    return np.frombuffer(samples, f"<u{layout.allocated // 8}").reshape(layout.rows, layout.columns)
 
 
-def _unpack_bits(data: bytes, at: int, end: int, size: int) -> bytes:
-    """The `size` bytes of one RLE segment (PS3.5 G.3.1); only zeros may follow them, as padding."""
-    out = bytearray()
-    while len(out) < size and at < end:
+def _check_rle_segment(data: bytes, at: int, end: int, size: int) -> None:
+    """Refuse a segment that does not unpack to `size` bytes (PS3.5 G.3.1): unpacking has no bound of its own."""
+    unpacked = 0
+    while unpacked < size and at < end:
         control = data[at]
         if control < 128:
-            out += data[at + 1 : min(at + 2 + control, end)]
-            at += 2 + control
-        elif control > 128:
-            out += data[at + 1 : at + 2] * (257 - control)
-            at += 2
+            unpacked += control + 1
+            at += control + 2
         else:
-            at += 1
-    if len(out) != size or data.count(0, at, end) != max(end - at, 0):
+            unpacked += 257 - control if control > 128 else 0
+            at += 2 if control > 128 else 1
+    if unpacked != size or at > end or data.count(0, at, end) != end - at:
         raise _damaged("RLE")
-    return bytes(out)
+
+
+def _samples(frame: EncodedFrame, codec: str) -> bytes:
+    """What the decoder makes of `frame`, whose header was checked."""
+    if missing := missing_packages(frame.transfer_syntax):
+        raise InputRefusedError(
+            f"the DICOM is compressed as {codec}, which needs a decoder that is not installed: pip install {missing}"
+        )
+    if codec == "JPEG lossless":
+        samples = decode_by_gdcm(frame)
+    else:
+        try:
+            samples = decode_frame(frame)
+        except (RuntimeError, ValueError):
+            samples = None
+    if samples is None:
+        raise _damaged(codec)
+    return samples
 
 
 def _check_frame(frame: Frame, layout: Layout) -> None:
@@ -202,17 +218,24 @@ def _fit(samples: Stored, frame: Frame, layout: Layout) -> Stored:
     return samples.reshape(layout.rows, layout.columns)
 
 
-_NATIVE = frozenset((IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED, EXPLICIT_BIG))
-_CODECS: dict[str, Callable[[bytes, Layout], Stored]] = {
-    "1.2.840.10008.1.2.4.50": _decode_jpeg,  # baseline
-    "1.2.840.10008.1.2.4.51": _decode_jpeg,  # extended
-    "1.2.840.10008.1.2.4.57": _decode_jpeg_lossless,
-    "1.2.840.10008.1.2.4.70": _decode_jpeg_lossless,  # first-order prediction
-    "1.2.840.10008.1.2.4.80": _decode_jpeg_ls,  # lossless
-    "1.2.840.10008.1.2.4.81": _decode_jpeg_ls,  # near-lossless
-    "1.2.840.10008.1.2.4.90": _decode_jpeg2000,  # lossless
-    "1.2.840.10008.1.2.4.91": _decode_jpeg2000,
-    "1.2.840.10008.1.2.5": _decode_rle,
+_NATIVE = frozenset(
+    (
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+    )
+)
+_CODECS: dict[str, Callable[[str, bytes, Layout], Stored]] = {
+    uid.JPEGBaseline8Bit: _decode_jpeg,
+    uid.JPEGExtended12Bit: _decode_jpeg,
+    uid.JPEGLossless: _decode_jpeg_lossless,
+    uid.JPEGLosslessSV1: _decode_jpeg_lossless,
+    uid.JPEGLSLossless: _decode_jpeg_ls,
+    uid.JPEGLSNearLossless: _decode_jpeg_ls,
+    uid.JPEG2000Lossless: _decode_jpeg2000,
+    uid.JPEG2000: _decode_jpeg2000,
+    uid.RLELossless: _decode_rle,
 }
 
 

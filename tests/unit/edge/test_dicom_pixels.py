@@ -15,8 +15,8 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_encoder
 
-from edge.dicom.elements import read_file
 from edge.dicom.pixels import Layout, read_stored
+from edge.dicom.reader import read_file
 from edge.errors import InputRefusedError
 from edge.preprocess import Preprocess, decode
 from tests.unit.edge.dicom_writer import BUNDLED, REAL, radiograph, to_bytes
@@ -60,7 +60,7 @@ def encode(image, syntax, bits):
             "photometric_interpretation": "MONOCHROME2",
             "number_of_frames": 1,
         }
-        return get_encoder(syntax).encode(image, **options)
+        return get_encoder(syntax).encode(image, encoding_plugin="pydicom", **options)
     if syntax in uid.JPEGLSTransferSyntaxes:
         unsigned = image.view(image.dtype.str.replace("i", "u")) & np.array(
             (1 << bits) - 1, image.dtype.str.replace("i", "u")
