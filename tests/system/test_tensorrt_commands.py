@@ -1,0 +1,107 @@
+"""``edge-infer`` through the TensorRT backend, on the stand-ins: ONNX Runtime's results, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edge.ledger import read_ledger
+from tests.stand_ins.places import stand_in_environment
+
+COUNT = 50
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 gray PNG files of several sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(17)
+    for number in range(COUNT):
+        picture = rng.integers(0, 256, (40 + number, 90 - number), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"{number:02}.png"), cv2.GaussianBlur(picture, (0, 0), 3))
+    return folder
+
+
+@pytest.fixture
+def edge_infer(tmp_path: Path) -> Callable[..., str]:
+    """Runs ``edge-infer`` on the stand-ins; returns stdout and checks what the driver saw, once it was used."""
+    (tmp_path / "report").mkdir()
+
+    def go(*arguments: str | Path, **settings: str) -> str:
+        environment = stand_in_environment(tmp_path / "report", tmp_path / "cache", **settings)
+        command = [sys.executable, "-m", "edge", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        reports = [json.loads(path.read_text()) for path in (tmp_path / "report").iterdir()]
+        for report in reports:
+            assert report["violations"] == []
+            assert not any(report["live"].values()), report["live"]
+            assert report["threads"] == 1
+        assert len(reports) == ("tensorrt" in arguments)
+        for path in (tmp_path / "report").iterdir():
+            path.unlink()
+        return done.stdout
+
+    return go
+
+
+def by_content(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The results by the image's SHA-256, without what differs from run to run."""
+    changing = ("id", "time", "timings_ms", "backend", "source")
+    return {result["sha256"]: {k: v for k, v in result.items() if k not in changing} for result in results}
+
+
+def assert_same(results: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    found, wanted = by_content(results), by_content(expected)
+    assert found.keys() == wanted.keys() and len(found) == COUNT
+    for key, result in found.items():
+        for label, finding in result["findings"].items():
+            reference = wanted[key]["findings"][label]
+            assert finding["probability"] == pytest.approx(reference["probability"], abs=1e-6)
+            assert finding["positive"] == reference["positive"]
+    assert {result["backend"] for result in results} == {"tensorrt"}
+    assert {result["backend"] for result in expected} == {"onnxruntime"}
+    assert all(result["timings_ms"]["infer"] > 0 for result in results)
+
+
+@pytest.mark.parametrize(("batch", "integrated"), [(1, "1"), (4, "0")], ids=["graph-integrated", "batches-discrete"])
+def test_classify_and_serve_give_onnx_runtimes_results(
+    make_bundle: Callable[..., Path],
+    edge_infer: Callable[..., str],
+    folder: Path,
+    tmp_path: Path,
+    batch: int,
+    integrated: str,
+) -> None:
+    bundle = make_bundle(size=32, batch=batch)
+    files = sorted(folder.iterdir())
+    classified = {}
+    for backend in ("onnxruntime", "tensorrt"):
+        lines = edge_infer(
+            "classify", *files, "--json", "--bundle", bundle, "--backend", backend, STAND_IN_INTEGRATED=integrated
+        )
+        classified[backend] = [json.loads(line) for line in lines.splitlines()]
+    assert_same(classified["tensorrt"], classified["onnxruntime"])
+    edge_infer(
+        *("serve", "--drain", "--watch", folder, "--state", tmp_path / "state"),
+        *("--bundle", bundle, "--backend", "tensorrt"),
+        STAND_IN_INTEGRATED=integrated,
+    )
+    served = read_ledger(tmp_path / "state")
+    assert_same(served.results, classified["onnxruntime"])
+
+
+def test_auto_takes_tensorrt_where_it_works(make_bundle: Callable[..., Path], folder: Path, tmp_path: Path) -> None:
+    environment = stand_in_environment(tmp_path, tmp_path / "cache")
+    command = [sys.executable, "-m", "edge", "classify", folder / "00.png", "--json", "--bundle", make_bundle(size=32)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["backend"] == "tensorrt"
+    assert "it is built here, once" in done.stderr
