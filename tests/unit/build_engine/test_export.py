@@ -7,15 +7,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from random_networks import random_checkpoint, random_images, randomise, run
 from torch import Tensor, nn
 
 from build_engine.export import PARITY_LIMIT, check_parity, export_onnx, main, reference_outputs, to_onnx
+from build_engine.onnx_from_torch import fold_batch_norm
 from calibration.graph import attributes, consumers, initializers
 from edge.errors import MachineError, UsageError
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mdconv.layers import MDConv
 from mdconv.networks import normalise
+from tests.unit.build_engine.random_networks import random_checkpoint, random_images, randomise, run
 
 ALL = tuple(f"layer{i}" for i in range(7))
 
@@ -166,6 +167,21 @@ def test_activations(tmp_path: Path, first: nn.Module, second: nn.Module, fused:
     assert {attributes(node)["activation"] for node in model.graph.node if node.op_type == "MDConv"} == fused
     assert len(model.functions) == 1
     check_parity(checkpoint, tmp_path / "model.onnx", random_images(2, 37))
+
+
+def test_batch_norm_of_tiny_variance() -> None:
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.running_var, 0, 1e-5)  # of the size of eps
+    nn.init.normal_(norm.running_mean)
+    x = torch.randn(2, 3, 8, 8)
+    weight, bias = fold_batch_norm(
+        convolution.weight.detach().numpy(), convolution.get_parameter("bias").detach().numpy(), norm
+    )
+    with torch.inference_mode():
+        expected = norm.eval()(convolution(x)).numpy()
+        found = nn.functional.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_layer_without_a_form_is_named() -> None:

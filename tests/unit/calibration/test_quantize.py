@@ -144,6 +144,13 @@ def test_skip_may_be_either_input() -> None:
     assert place(model.graph).skips == (("add", 1),)
 
 
+def test_addition_of_a_convolution_that_others_read_stays_float() -> None:
+    model = tiny_model()
+    last = next(node for node in model.graph.node if node.name == "last")
+    last.input[0] = "project"  # so that it cannot be computed inside the addition's kernel alone
+    assert place(model.graph).skips == ()
+
+
 def test_types_of_constants() -> None:
     quantized, _ = quantize(tiny_model(), Images(), "minmax")
     constants, made_by = initializers(quantized.graph), producers(quantized.graph)
