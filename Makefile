@@ -45,6 +45,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint jetson.Dockerfile
 
 clean:
 	rm -rf $(VENV) .cache out
