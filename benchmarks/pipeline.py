@@ -40,7 +40,7 @@ def read_plainly(path: Path, size: int) -> NDArray[np.uint8]:
     if path.suffix == ".dcm":
         dataset = pydicom.dcmread(path)
         values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
-        values = (values - values.min()) / (values.max() - values.min()) * 255
+        values *= 255 / (2**dataset.BitsStored - 1)
         gray = (255 - values if dataset.PhotometricInterpretation == "MONOCHROME1" else values).astype(np.uint8)
     else:
         gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)

@@ -66,10 +66,10 @@ def chest() -> Path:
 
 @pytest.fixture(scope="session")
 def chest_png(tmp_path_factory: pytest.TempPathFactory, chest: Path) -> Path:
-    """The radiograph as 8-bit PNG of full size, as pydicom's documentation would have one convert it."""
+    """The radiograph as 8-bit PNG of full size, by way of pydicom: its window fills the range of the stored bits."""
     dataset = pydicom.dcmread(chest)
     values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float64)
-    gray = np.round((values - values.min()) / (values.max() - values.min()) * 255).astype(np.uint8)
+    gray = np.round(values / (2**dataset.BitsStored - 1) * 255).astype(np.uint8)
     path = tmp_path_factory.mktemp("png") / "chest.png"
     path.write_bytes(
         cv2.imencode(".png", 255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray)[1]
