@@ -177,7 +177,9 @@ def _samples(frame: EncodedFrame, codec: str) -> bytes:
     else:
         try:
             samples = decode_frame(frame)
-        except (RuntimeError, ValueError):
+        except MemoryError:
+            raise
+        except Exception:  # whatever pydicom raises for damaged data; its text may quote the file
             samples = None
     if samples is None:
         raise _damaged(codec)

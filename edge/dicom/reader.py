@@ -42,9 +42,19 @@ class DataSet:
     def __contains__(self, tag: int) -> bool:
         return tag in self._dataset
 
+    def _element(self, tag: int) -> RawDataElement | DataElement | None:
+        """The element as it was read. (What pydicom defers are values of None, and those of length 0 are such too.)"""
+        element: RawDataElement | DataElement | None = self._dataset.get_item(tag, keep_deferred=True)
+        return element
+
+    def is_undefined_length(self, tag: int) -> bool:
+        """Whether the value ends at a delimiter, as encapsulated pixel data does."""
+        element = self._element(tag)
+        return isinstance(element, RawDataElement) and element.length == _UNDEFINED
+
     def value(self, tag: int) -> bytes:
         """The bytes of a value as they lie in the file, empty if it is absent. Refuses one that is cut short."""
-        element: RawDataElement | DataElement | None = self._dataset.get_item(tag)
+        element = self._element(tag)
         if element is None:
             return b""
         if isinstance(element, DataElement):  # a sequence, which pydicom has parsed already
@@ -56,17 +66,17 @@ class DataSet:
 
     def order(self, tag: int) -> str:
         """Byte order of the element, as `struct` and NumPy name it."""
-        element = self._dataset.get_item(tag)
+        element = self._element(tag)
         return ">" if isinstance(element, RawDataElement) and not element.is_little_endian else "<"
 
     def vr(self, tag: int) -> str:
         """Value representation, empty where the file does not say it (implicit)."""
-        element: RawDataElement | DataElement | None = self._dataset.get_item(tag)
+        element = self._element(tag)
         return str(element.VR or "") if element is not None else ""
 
     def items(self, tag: int) -> list[DataSet]:
         """The items of a sequence, none if it is absent."""
-        element: RawDataElement | DataElement | None = self._dataset.get_item(tag)
+        element = self._element(tag)
         if element is None:
             return []
         if isinstance(element, RawDataElement):
@@ -158,14 +168,14 @@ def read_file(content: bytes, wanted: Iterable[int], max_bytes: int) -> File:
         raise InputRefusedError(
             "the DICOM is cut short, or holds no image, expected a projection radiograph: send the whole image"
         )
-    data_set, pixels = DataSet(dataset), dataset.get_item(_PIXEL_DATA)
+    data_set = DataSet(dataset)
     return File(
         transfer_syntax=_header_uid(dataset, "TransferSyntaxUID") or _native_syntax(data_set),
         sop_class=data_set.text(_SOP_CLASS_UID) or _header_uid(dataset, "MediaStorageSOPClassUID"),
         data_set=data_set,
-        pixels=None if pixels is None else data_set.value(_PIXEL_DATA),
+        pixels=data_set.value(_PIXEL_DATA) if _PIXEL_DATA in data_set else None,
         pixels_vr=data_set.vr(_PIXEL_DATA),
-        encapsulated=isinstance(pixels, RawDataElement) and pixels.length == _UNDEFINED,
+        encapsulated=data_set.is_undefined_length(_PIXEL_DATA),
     )
 
 

@@ -21,6 +21,7 @@ from edge.errors import InputRefusedError
 from edge.preprocess import Preprocess, decode
 from tests.unit.edge.dicom_writer import radiograph, to_bytes
 
+ROOT = Path(__file__).resolve().parents[3]
 PREPROCESS = Preprocess(input_size=64)
 PROCESS_14, SELECTION_1 = uid.JPEGLossless, uid.JPEGLosslessSV1
 
@@ -221,6 +222,17 @@ def test_a_process_that_dies_of_an_image_costs_that_image_only():
     assert (gray_of(image, frame, 12) == expected(image, 12)).all()
 
 
+def test_a_stream_that_makes_gdcm_abort_is_refused(capfd):
+    """4 bits a sample, where the codes are those of 12: GDCM 3.2 calls abort()."""
+    image = noise((31, 33), 12)
+    frame = encode(image, 12, 1)
+    assert frame[6] == 12
+    with pytest.raises(InputRefusedError, match="damaged"):
+        gray_of(image, frame[:6] + b"\x04" + frame[7:], 12)
+    assert (gray_of(image, frame, 12) == expected(image, 12)).all()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_signals_to_the_whole_group_leave_the_process_to_finish():
     image = noise((31, 33), 12)
     frame = encode(image, 12, 1)
@@ -251,6 +263,23 @@ def decoded_right(image, frame):
     return bool((gray_of(image, frame, 12) == expected(image, 12)).all())
 
 
+def test_without_gdcm_the_message_says_what_to_install(tmp_path):
+    image = noise((31, 33), 12)
+    path = tmp_path / "image.dcm"
+    path.write_bytes(to_bytes(radiograph(image, bits=12), PROCESS_14, encode(image, 12, 1)))
+    program = (
+        "import sys; sys.modules['gdcm'] = None\n"
+        "from pathlib import Path; from edge.preprocess import Preprocess, decode; from edge.errors import EdgeError\n"
+        "try: decode(Path(sys.argv[1]), Preprocess(64))\n"
+        "except EdgeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.rstrip().endswith(
+        "JPEG lossless, which needs a decoder that is not installed: pip install python-gdcm"
+    )
+    assert done.stderr == ""
+
+
 PROGRAM = """
 import os, sys
 from pathlib import Path
@@ -271,7 +300,7 @@ def test_the_process_ends_with_its_parent(tmp_path, end):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, tmp_path / "program.py", path, end],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         timeout=60,
     )

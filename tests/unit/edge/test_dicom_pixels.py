@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import tracemalloc
 
 import cv2
 import jpeg_ls
@@ -19,7 +21,7 @@ from edge.dicom.pixels import Layout, read_stored
 from edge.dicom.reader import read_file
 from edge.errors import InputRefusedError
 from edge.preprocess import Preprocess, decode
-from tests.unit.edge.dicom_writer import BUNDLED, REAL, radiograph, to_bytes
+from tests.unit.edge.dicom_writer import BUNDLED, PATIENT, REAL, radiograph, to_bytes
 
 PREPROCESS = Preprocess(input_size=64)
 NATIVE = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian]
@@ -199,6 +201,40 @@ def test_a_stream_cut_inside_its_item_is_refused(syntax):
     )
     for keep in (2, 10, 40, len(frame) // 2, len(frame) - 8):
         refusal(to_bytes(radiograph(image), syntax, frame[:keep]))
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
+def test_random_damage_ends_in_an_image_or_a_refusal(syntax, capfd):
+    image = noise((35, 33), 12)
+    frame = None if syntax in NATIVE else encode(image, syntax, 12)
+    content = to_bytes(radiograph(image, bits=12), syntax, frame)
+    rng = np.random.default_rng(11)
+    refused = 0
+    for _ in range(200):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        end = rng.choice((600, damaged.size))  # the header, or anywhere
+        damaged[rng.integers(128, end, 3)] = rng.integers(0, 256, 3)
+        try:
+            assert decode(damaged.tobytes(), PREPROCESS).ndim == 2
+        except InputRefusedError as refusal:
+            refused += 1
+            assert PATIENT.split("^")[0] not in str(refusal)
+    assert 20 < refused < 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rle_that_unpacks_to_more_than_the_image_is_refused_before_it_fills_memory():
+    size = 1000 * 1000
+    bomb = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * size  # each pair unpacks to 128 bytes
+    tracemalloc.start()
+    try:
+        assert "RLE data is damaged" in refusal(
+            to_bytes(radiograph(np.zeros((1000, 1000), np.uint8)), uid.RLELossless, bomb)
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30_000_000
 
 
 def test_a_stream_of_colour_is_refused():
