@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         help="radiographs to calibrate on (needed but for the demo checkpoint)",
     )
     parser.add_argument(
-        "--calibration-method", choices=METHODS, default="entropy", help="how ranges are chosen (default: entropy)"
+        "--calibration-method", choices=METHODS, default="mse", help="how ranges are chosen (default: mse)"
     )
     parser.add_argument(
         "--calibration-images",

@@ -47,11 +47,20 @@ def portable_runner(model: Path) -> Callable[[NDArray[np.uint8]], Float32Outputs
     return run
 
 
-def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> dict[str, Any]:
+class Verified(NamedTuple):
+    """What the verification found."""
+
+    gate: dict[str, Any]
+    """The manifest's gate entry."""
+    golden_difference: float
+    """Largest difference of a probability from float32 on the golden images."""
+
+
+def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> Verified:
     """Run `bundle`: its self-test, the gate on `images`, and a short benchmark, whose report is put into the bundle.
 
     An engine for TensorRT-RTX cannot run on the machines that build it; then its ONNX model runs in ONNX Runtime, and
-    the result says so. Returns the manifest's gate entry. Raises `BundleError` if the self-test or the gate fails.
+    the result says so. Raises `BundleError` if the self-test or the gate fails.
     """
     choice = "tensorrt" if bundle.manifest["backend"] == "tensorrt" else "onnxruntime"
     with open_backend(bundle, choice) as backend:
@@ -70,7 +79,7 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> d
     # The report is part of the bundle: it cannot hold the bundle's own hash, and the manifest has no verdict yet.
     report["bundle"].update(sha256=None, gate=gate["verdict"])
     write_report(report, bundle.directory)
-    return gate
+    return Verified(gate, tested["max_difference"])
 
 
 def _gate(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float, backend: Backend) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from random_networks import random_checkpoint
 
 from mdconv.checkpoint import Checkpoint
+from tests.unit.build_engine.random_networks import random_checkpoint
 
 
 @pytest.fixture(scope="session")

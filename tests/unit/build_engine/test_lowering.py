@@ -10,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from random_networks import random_checkpoint, random_images, run
 
 from build_engine.export import to_onnx
 from build_engine.lowering import OPSET, choose, lower, mdconv_function, mdconv_node
@@ -20,6 +19,7 @@ from calibration.quantize import Placement, insert
 from edge.errors import MachineError, UsageError
 from mdconv.checkpoint import Checkpoint
 from mdconv.layers import mdconv_reference
+from tests.unit.build_engine.random_networks import random_checkpoint, random_images, run
 
 CLIPS = {"none": (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
 

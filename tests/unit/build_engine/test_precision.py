@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper, shape_inference
-from random_networks import random_checkpoint, random_images, run
 
 from build_engine.export import to_onnx
 from build_engine.precision import to_float16
@@ -12,6 +11,7 @@ from calibration.graph import CONVOLUTIONS, initializers
 from calibration.quantize import activations, insert, place
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
+from tests.unit.build_engine.random_networks import random_checkpoint, random_images, run
 
 
 @pytest.mark.parametrize("size", [64, 45])
