@@ -51,7 +51,7 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]
         _cuda(),
     ]
     onnxruntime = _library("onnxruntime", "onnxruntime", "it runs bundles without a GPU: pip install onnxruntime")
-    findings = [_python(), *libraries, onnxruntime, *tensorrt]
+    findings = [_python(), *libraries, *_decoders(), onnxruntime, *tensorrt]
     gpu_works = all(finding.ok for finding in tensorrt)
     findings.append(_backends(gpu_works, onnxruntime.ok))
     findings += [*_jetson(root, gpu_works), _memory(root), _disk(bundle or Path.cwd())]
@@ -77,9 +77,8 @@ def render(findings: list[Finding], color: bool = False) -> str:
 _LIBRARIES = (
     ("numpy", "numpy", "pip install numpy", True),
     ("cv2", "opencv-python-headless", "it reads and resizes images: pip install opencv-python-headless", True),
+    ("pydicom", "pydicom", "it reads DICOM: pip install pydicom", True),
     ("simplejpeg", "simplejpeg", "it reads JPEG: pip install simplejpeg", True),
-    ("jpeg_ls", "pyjpegls", "without it JPEG-LS in DICOM is refused: pip install pyjpegls"),
-    ("openjpeg", "pylibjpeg-openjpeg", "without it JPEG 2000 in DICOM is refused: pip install pylibjpeg-openjpeg"),
 )
 
 
@@ -92,6 +91,25 @@ def _library(module: str, package: str, advice: str, needed: bool = False) -> Fi
     with suppress(metadata.PackageNotFoundError):
         version = metadata.version(package)
     return Finding(package, True, version)
+
+
+def _decoders() -> Iterator[Finding]:
+    """Whether compressed DICOM can be decoded; without a decoder its files are refused, and others are not."""
+    try:
+        from edge.codecs import missing_packages
+    except ImportError:
+        return  # the missing pydicom has its own line
+    for what, syntax in _COMPRESSED.items():
+        missing = missing_packages(syntax)
+        yield Finding(what, not missing, "refused" if missing else "decoded", f"pip install {missing}")
+
+
+_COMPRESSED = {
+    "DICOM JPEG lossless": "1.2.840.10008.1.2.4.70",
+    "DICOM JPEG-LS": "1.2.840.10008.1.2.4.80",
+    "DICOM JPEG 2000": "1.2.840.10008.1.2.4.90",
+    "DICOM RLE": "1.2.840.10008.1.2.5",
+}
 
 
 def _python() -> Finding:

@@ -93,6 +93,23 @@ def test_without_any_backend_the_command_says_so_and_ends_with_3() -> None:
     assert any("pip install onnxruntime" in line for line in lines)
 
 
+@pytest.mark.parametrize("module", ["cv2", "pydicom", "simplejpeg"])
+def test_what_nothing_works_without_is_missing_and_ends_with_3(module: str) -> None:
+    done = doctor(f"sys.modules[{module!r}] = None")
+    assert done.returncode == 3
+    assert done.stdout.count("MISSING") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_decoder_is_named_with_what_brings_it() -> None:
+    done = doctor("sys.modules['pyjpegls'] = sys.modules['jpeg_ls'] = None")
+    assert done.returncode == 0
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["-", "DICOM", "JPEG-LS", "refused"] in lines
+    assert ["->", "pip", "install", "pyjpegls"] in lines
+    assert ["ok", "DICOM", "RLE", "decoded"] in lines
+
+
 def test_a_library_that_breaks_on_import_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tensorrt.py").write_text("raise RuntimeError('libnvinfer.so.10:\\n cannot open shared object file')")
     done = doctor(PYTHONPATH=str(tmp_path))
