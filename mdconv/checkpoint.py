@@ -49,6 +49,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     try:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(meaning, sort_keys=True)})
+        temporary.chmod(0o644)  # it comes out readable for its owner only
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
