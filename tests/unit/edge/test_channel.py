@@ -60,6 +60,24 @@ def test_whoever_waits_is_woken(wait: Callable[[Channel[int]], object], end: Cal
     assert not thread.is_alive()
 
 
+def test_a_full_channel_takes_no_more_until_something_is_taken() -> None:
+    channel: Channel[int] = Channel(2)
+    put: list[int] = []
+
+    def write() -> None:
+        for number in range(3):
+            channel.put(number)
+            put.append(number)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(0.2)
+    assert put == [0, 1]
+    assert channel.take() == [0]
+    thread.join(10)
+    assert put == [0, 1, 2]
+
+
 def test_many_threads_lose_and_double_nothing() -> None:
     channel: Channel[int] = Channel(3)
     writers, each = 4, 500

@@ -269,6 +269,26 @@ def test_a_failing_backend_stops_all_and_reports_nothing_twice_or_stale(tiny_bun
         pipeline.submit(Item("later", pixels=images["0"]))
 
 
+def test_what_was_computed_before_a_failure_is_delivered_though_its_reader_is_slow(tiny_bundle: Bundle) -> None:
+    opener = Opener(tiny_bundle, fail_on=3)
+    delivered: list[str] = []
+
+    def deliver(outcome: Outcome) -> None:
+        while pipeline._error is None:
+            time.sleep(0.001)
+        time.sleep(0.02)  # the submitter has left the block by now
+        delivered.append(outcome.result["id"])
+
+    with (
+        pytest.raises(MachineError, match="the device is gone"),
+        Pipeline(tiny_bundle, opener, deliver) as pipeline,
+    ):
+        for number in range(60):
+            pipeline.submit(Item(str(number), pixels=np.zeros((64, 64), np.uint8)))
+    assert opener.backend is not None
+    assert len(delivered) == len(set(delivered)) == sum(opener.backend.batches[:2])
+
+
 def test_a_backend_that_does_not_open_is_told_at_once(tiny_bundle: Bundle) -> None:
     def opener() -> Backend:
         raise MachineError("no such device: connect one")
