@@ -50,7 +50,7 @@ class Patient:
         return MIDLINE + self.turn + self.midline_shift
 
     def place(self, side: int, u: float | Points, v: float | Points) -> Points:
-        """Lung to body coordinates: u from the midline (0) to the lateral wall (1), v from the apex (0) to the base (1)."""
+        """Lung to body coordinates: u from midline (0) to lateral wall (1), v from apex (0) to base (1)."""
         outward = 1 if side else -1
         x = MIDLINE + outward * self.half_width * np.asarray(u)
         y = self.apex + (self.base[side] - self.apex) * np.asarray(v)
