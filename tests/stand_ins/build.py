@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ HEADERS = ("nvidia-cuda-runtime==13.5.37", "nvidia-cuda-profiler-api==13.5.25")
 PYCUDA = "pycuda==2026.1"
 CUDA_BINDINGS = "cuda-bindings>=13.4,<13.6"
 
+_PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
 BINDINGS = {"10.3.0": (3, 12), "10.13.3.9": (3, 13), "11.4.0.106": (3, 13)}
 """TensorRT releases whose bindings we check against, with the newest Python that each was built for."""
 
@@ -48,9 +50,12 @@ _STUBBED = (
 
 
 def available_bindings() -> dict[str, Path]:
-    """Version → folder of the TensorRT bindings that exist for this Python."""
+    """Version → folder of the TensorRT bindings that exist for this machine and Python."""
+    published = platform.machine() == "x86_64"
     return {
-        version: FOLDER / "bindings" / version for version, newest in BINDINGS.items() if sys.version_info[:2] <= newest
+        version: FOLDER / "bindings" / version
+        for version, newest in BINDINGS.items()
+        if published and sys.version_info[:2] <= newest
     }
 
 
@@ -67,7 +72,7 @@ def main() -> None:
     }
     built = [name for name, make in parts.items() if _once(name, make, recipes.get(name, [*_STUBBED]))]
     for version in BINDINGS.keys() - available_bindings().keys():
-        print(f"stand-ins: TensorRT {version} has no bindings for Python {sys.version_info[0]}.{sys.version_info[1]}")
+        print(f"stand-ins: no bindings of TensorRT {version} are published for {sysconfig.get_platform()}, {_PYTHON}")
     print(f"stand-ins: {', '.join(built) if built else 'nothing to build'}; ready in {FOLDER.relative_to(ROOT)}")
 
 

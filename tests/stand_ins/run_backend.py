@@ -1,7 +1,7 @@
 """Run a bundle's images through the TensorRT backend: ``python run_backend.py BUNDLE IMAGES.npy OUTPUT.npz``.
 
-Takes 1, 2, ... images at a time up to the bundle's batch. Writes the results that came, the facts, and the error that ended
-it, if any; results are kept until the end, as a pipeline's are.
+Takes 1, 2, ... images at a time up to the bundle's batch. Writes the results that came, the facts, and the error that
+ended it, if any; results are kept until the end, as a pipeline's are.
 """
 
 from __future__ import annotations

@@ -44,6 +44,10 @@ class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
 
 
+class BuilderFlag(enum.Enum):
+    TF32 = 3
+
+
 class ProfilingVerbosity(enum.Enum):
     DETAILED = 2
 
@@ -99,6 +103,8 @@ class IBuilderConfig:
     def __init__(self) -> None:
         self._profiles: list[IOptimizationProfile] = []
         self._timing = ITimingCache(b"")
+
+    def clear_flag(self, flag: BuilderFlag) -> None: ...
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None: ...
 
