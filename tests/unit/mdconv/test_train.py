@@ -98,7 +98,7 @@ def test_training_fits_what_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The loss on the images it trained on falls well below that of constant guesses."""
     monkeypatch.setattr(training, "VALIDATION_COUNT", 16)
     monkeypatch.setattr(training, "INPUT_SIZE", 64)
-    recipe = Recipe(stages=(Stage(size=64, images=48, epochs=20, batch=16, render_size=64),), warm_up_steps=4)
+    recipe = Recipe(stages=(Stage(size=64, images=48, epochs=40, batch=16, render_size=64),), warm_up_steps=4)
     model = training.train(recipe, tmp_path)
     assert not model.training
     images, labels = training.phantom_set(training.TRAIN_SEEDS[:48], 64, tmp_path)
