@@ -30,9 +30,10 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 
 demo: setup
 	@rm -rf $(DEMO)
-	$(BIN)/python -m mdconv.data.phantom --output $(DEMO)/images --count 48 --seed 4000000 --size 1024
+	$(BIN)/python -m mdconv.data.phantom --output $(DEMO)/phantoms --count 48 --seed 4000000 --size 1024
+	@mkdir $(DEMO)/inbox && mv $(DEMO)/phantoms/*.png $(DEMO)/inbox
 	$(BIN)/python build_engine/make.py --int8 --output $(DEMO)/bundle
-	$(BIN)/edge-infer serve --bundle $(DEMO)/bundle --watch $(DEMO)/images --state $(DEMO)/state --drain
+	$(BIN)/edge-infer serve --bundle $(DEMO)/bundle --watch $(DEMO)/inbox --state $(DEMO)/state --drain
 	$(BIN)/edge-infer report --state $(DEMO)/state --report $(DEMO)/report
 	@echo "make demo: built $(DEMO)/bundle, streamed 48 synthetic phantoms through edge-infer; the latency report is $(DEMO)/report/report.html"
 
