@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run_make(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run ``make.py`` as a user would."""
-    command = [sys.executable, ROOT / "build_engine" / "make.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload,no-any-return]
+def run_make(
+    *arguments: str | Path, prefix: Sequence[str] = (), cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``make.py`` as a user would, behind the command `prefix`."""
+    command = [*prefix, sys.executable, ROOT / "build_engine" / "make.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
 def build(output: Path, *arguments: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,12 +53,20 @@ def test_help_loads_no_decoder_and_no_backend() -> None:
 
 @pytest.mark.parametrize("name", ["RG1_UNCR.dcm", "RG1_J2KR.dcm"])
 def test_one_radiograph_costs_at_most_350_mb_and_2_s_of_processor_time(int8_bundle: Path, name: str) -> None:
-    """Processor time of all threads: it bounds the wall time on an idle machine, whatever else runs here."""
+    """Processor time of all threads: it bounds the wall time on an idle machine, whatever else runs here.
+
+    A process is billed for the memory of the one it was forked from, so a small one in between starts it.
+    """
     path = get_testdata_file(name)
     assert isinstance(path, str)
-    process = subprocess.Popen([EDGE_INFER, "classify", path, "--bundle", int8_bundle], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    assert usage.ru_maxrss / 1024 <= 350
-    assert usage.ru_utime + usage.ru_stime <= 2
+    code = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
+"""
+    command = [sys.executable, "-c", code, EDGE_INFER, "classify", path, "--bundle", int8_bundle]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    megabytes, seconds = map(float, done.stdout.split())
+    assert 50 < megabytes <= 350
+    assert seconds <= 2
