@@ -6,10 +6,12 @@ builds, then ``{"built": facts}`` or ``{"error": line}``.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -35,6 +37,7 @@ OUT_OF_MEMORY = re.compile(
 )
 OUT_OF_MEMORY_ADVICE = "free memory (close programs, stop the desktop), lower --workspace-mb, or use a smaller batch"
 _REPORT_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
 _WARNINGS_KEPT = 20
 
 
@@ -299,7 +302,13 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends: nobody would take the engine then."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
+    _die_with_parent()
     # NVIDIA's libraries may print: what was stdout becomes ours alone, and descriptor 1 a second stderr.
     channel = _Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)

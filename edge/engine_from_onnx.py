@@ -76,13 +76,13 @@ def build_engine(
     except OSError as error:
         raise MachineError(f"cannot build {engine_path.name}: {describe_os_error(error)}") from None
     job = {
-        "onnx": str(onnx_path),
-        "engine": str(partial),
+        "onnx": str(onnx_path.absolute()),
+        "engine": str(partial.absolute()),
         "target": target,
         "batch": batch,
         "workspace_mb": workspace_mb,
-        "timing_cache": str(timing_cache) if timing_cache else None,
-        "plugin": str(plugin) if plugin else None,
+        "timing_cache": str(timing_cache.absolute()) if timing_cache else None,
+        "plugin": str(plugin.absolute()) if plugin else None,
         "compute_capabilities": list(compute_capabilities) if target == "tensorrt-rtx" else None,
     }
     try:
@@ -121,6 +121,7 @@ def _run_child(job: dict[str, Any], progress: Progress | None) -> dict[str, Any]
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
+            cwd=root,  # -m looks in the working directory first, where a folder of the user's may be called edge
             env={**os.environ, "PYTHONPATH": search},
         )
         try:

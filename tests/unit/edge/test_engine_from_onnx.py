@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -192,6 +196,44 @@ def test_files_that_cannot_be_used_are_one_line(save: Callable[..., Path], tmp_p
         engine = Path("/proc/model.engine")  # where nobody can write
     with pytest.raises(MachineError, match=r"cannot build model\.engine: .*: .*check the path|grant permission"):
         build_engine(model, engine, target="tensorrt-rtx")
+
+
+@needs_rtx
+def test_the_builder_does_not_outlive_who_started_it(save: Callable[..., Path], tmp_path: Path) -> None:
+    """The parent is killed, so nothing of it can clean up; the builder is halted, so that it cannot just be done."""
+    code = (
+        "import sys; from pathlib import Path; from edge.engine_from_onnx import build_engine\n"
+        "build_engine(Path(sys.argv[1]), Path(sys.argv[2]), target='tensorrt-rtx')"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, save(), tmp_path / "model.engine"])
+    child = int(wait_for(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text).split()[0])
+    try:
+        # NVIDIA's library is loaded after the builder has asked to die with its parent.
+        wait_for(lambda: "tensorrt_rtx" in Path(f"/proc/{child}/maps").read_text())
+        os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: state(child) in ("gone", "Z"))
+    finally:
+        parent.kill()
+        if state(child) != "gone":
+            os.kill(child, signal.SIGKILL)
+
+
+def state(process: int) -> str:
+    """The process's state as in proc(5), "gone" if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+    return found
 
 
 def test_a_target_that_does_not_exist_is_wrong_use(save: Callable[..., Path], tmp_path: Path) -> None:
