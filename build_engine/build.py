@@ -71,7 +71,8 @@ def build_bundle(options: BuildOptions) -> Path:
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
     backend = _choose_backend(options.backend)
     choice = choose(options.lowering, backend)
-    output = options.output or Path("out") / f"{checkpoint.network}-{options.precision}-{backend}"
+    name = f"{checkpoint.network}-{options.precision}-{backend}"
+    output = options.output or Path("out") / name
     say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")
     if checkpoint.notice:
         say(checkpoint.notice)
@@ -99,7 +100,7 @@ def build_bundle(options: BuildOptions) -> Path:
         _write_golden(directory, golden)
 
         facts: dict[str, Any] = {
-            "name": output.name,
+            "name": name,
             "model": _describe_model(checkpoint, preprocess, options.batch),
             "preprocess": preprocess.to_manifest(),
             "precision": options.precision,

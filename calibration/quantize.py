@@ -61,7 +61,7 @@ class Placement:
 
 
 def quantize(
-    model: onnx.ModelProto, images: Images, method: str = "entropy", progress: Progress | None = None
+    model: onnx.ModelProto, images: Images, method: str = "mse", progress: Progress | None = None
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """A quantized copy of a float32 `model`, and what ``calibration.json`` says about it.
 
