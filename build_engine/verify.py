@@ -20,7 +20,7 @@ from edge.bundle import PORTABLE_MODEL, Bundle
 from edge.errors import BundleError
 from edge.preprocess import Preprocess, load_image
 from edge.report import write_report
-from edge.selftest import self_test
+from edge.selftest import describe, self_test
 
 BENCH_SECONDS = 3.0
 UNLABELLED_IMAGES = 200
@@ -52,8 +52,8 @@ class Verified(NamedTuple):
 
     gate: dict[str, Any]
     """The manifest's gate entry."""
-    golden_difference: float
-    """Largest difference of a probability from float32 on the golden images."""
+    golden_difference: dict[str, float]
+    """How far probabilities are from float32 on the golden images, by kind (see `edge.selftest.KINDS`)."""
 
 
 def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> Verified:
@@ -65,7 +65,7 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> V
     choice = "tensorrt" if bundle.manifest["backend"] == "tensorrt" else "onnxruntime"
     with open_backend(bundle, choice) as backend:
         tested = self_test(bundle, backend)
-        say(f"self-test on {choice}: probabilities differ from float32 by {tested['max_difference']:.1e} at most")
+        say(f"{choice}: {describe(tested)}")
         gate = {**_gate(bundle, images, max_auc_drop, backend), "ran_on": choice}
     if bundle.manifest["backend"] == "tensorrt-rtx":
         gate["note"] = "the engine needs an RTX GPU and was not run: the figures are of its ONNX model in ONNX Runtime"
@@ -79,7 +79,7 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> V
     # The report is part of the bundle: it cannot hold the bundle's own hash, and the manifest has no verdict yet.
     report["bundle"].update(sha256=None, gate=gate["verdict"])
     write_report(report, bundle.directory)
-    return Verified(gate, tested["max_difference"])
+    return Verified(gate, tested["difference"])
 
 
 def _gate(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float, backend: Backend) -> dict[str, Any]:

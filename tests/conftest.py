@@ -78,7 +78,7 @@ def write_tiny_bundle(directory: Path, *, size: int = 64, batch: int = 4, **chan
         "backend": "onnxruntime",
         "platform": {},
         "calibration": {},
-        "golden": {"max_probability_difference": 1e-4},
+        "golden": {"max_probability_difference": 1e-4, "mean_probability_difference": 1e-4},
         "gate": {"verdict": "not assessed"},
     }
     write_manifest(directory, {**facts, **changes})

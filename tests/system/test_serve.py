@@ -215,7 +215,7 @@ def test_a_second_daemon_is_refused_its_place(tiny_bundle_directory: Path, place
 
 def test_a_bundle_that_fails_its_self_test_serves_nothing(make_bundle: Callable[..., Path], place: Path) -> None:
     fill(place, 1)
-    bundle = make_bundle(golden={"max_probability_difference": -1.0})
+    bundle = make_bundle(golden={"max_probability_difference": -1.0, "mean_probability_difference": 1.0})
     done = drain(bundle, place)
     assert done.returncode == 3
     assert "the self-test failed" in done.stderr.splitlines()[-1]

@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 
 from build_engine.build import GOLDEN_LIMIT, golden_tolerance
+from edge.selftest import KINDS
 
 
 @pytest.mark.parametrize(
     ("precision", "difference", "tolerance"),
-    [("int8", 0.0, 0.03), ("int8", 0.05, 0.1), ("int8", 0.2, 0.3), ("fp32", 1e-7, 1e-4), ("fp16", 4e-3, 8e-3)],
+    [
+        ("int8", (0.0, 0.0), (0.03, 0.003)),
+        ("int8", (0.05, 0.01), (0.1, 0.02)),
+        ("int8", (0.2, 0.02), (0.3, 0.03)),
+        ("fp32", (1e-7, 1e-8), (1e-4, 1e-5)),
+        ("fp16", (4e-3, 1e-4), (8e-3, 2e-4)),
+    ],
 )
-def test_golden_tolerance(precision: str, difference: float, tolerance: float) -> None:
-    assert golden_tolerance(precision, difference) == pytest.approx(tolerance)
-    assert golden_tolerance(precision, difference) <= GOLDEN_LIMIT[precision]
+def test_golden_tolerance(precision: str, difference: tuple[float, float], tolerance: tuple[float, float]) -> None:
+    found = golden_tolerance(precision, dict(zip(KINDS, difference)))
+    assert found == pytest.approx(dict(zip(KINDS, tolerance)))
+    assert all(found[kind] <= GOLDEN_LIMIT[precision][kind] for kind in KINDS)

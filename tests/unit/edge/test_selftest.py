@@ -50,7 +50,7 @@ def test_the_bundle_gives_its_reference_results(tiny_bundle: Bundle) -> None:
     with open_backend(tiny_bundle, "onnxruntime") as backend:
         figures = self_test(tiny_bundle, backend)
     assert figures["images"] == 5
-    assert figures["max_difference"] <= 1e-6
+    assert figures["difference"]["max"] <= 1e-6
     assert "5 golden inputs" in describe(figures)
 
 
@@ -63,12 +63,26 @@ def test_a_backend_that_computes_otherwise_fails_and_is_closed(tiny_bundle: Bund
 
 
 def test_a_difference_within_the_tolerance_passes(make_bundle: Callable[..., Path]) -> None:
-    bundle = load_bundle(make_bundle(golden={"max_probability_difference": 0.02}))
+    bundle = load_bundle(make_bundle(golden={"max_probability_difference": 0.02, "mean_probability_difference": 0.01}))
     figures = self_test(bundle, Shifted(bundle, 0.05))  # the sigmoid's slope is 1/4 at most
-    assert 0 < figures["max_difference"] <= 0.0125
+    assert 0 < figures["difference"]["mean"] < figures["difference"]["max"] <= 0.0125
 
 
-@pytest.mark.parametrize("golden", [{}, {"max_probability_difference": None}, {"max_probability_difference": "little"}])
+def test_a_mean_beyond_its_tolerance_fails(make_bundle: Callable[..., Path]) -> None:
+    bundle = load_bundle(make_bundle(golden={"max_probability_difference": 0.02, "mean_probability_difference": 1e-4}))
+    with pytest.raises(BundleError, match=r"\(mean\), allowed are 0.0001"):
+        self_test(bundle, Shifted(bundle, 0.05))
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        {},
+        {"max_probability_difference": 0.1},
+        {"max_probability_difference": None, "mean_probability_difference": 0.1},
+        {"max_probability_difference": "little", "mean_probability_difference": 0.1},
+    ],
+)
 def test_a_bundle_without_a_tolerance_is_refused(make_bundle: Callable[..., Path], golden: dict[str, object]) -> None:
     bundle = load_bundle(make_bundle(golden=golden))
     with open_backend(bundle, "onnxruntime") as backend, pytest.raises(BundleError, match="no tolerance"):
