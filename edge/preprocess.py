@@ -141,9 +141,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _too_large(size: int, limit: int) -> InputRefusedError:
-    return InputRefusedError(
-        f"the file has {size:,} bytes, at most {limit:,} are read: send the image smaller, or raise the limit of pixels"
-    )
+    return InputRefusedError(f"the file has {size:,} bytes, at most {limit:,} are read: send the image smaller")
 
 
 def _kind_of(content: bytes) -> str:

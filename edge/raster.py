@@ -83,8 +83,7 @@ def check_pixel_count(rows: int, columns: int, max_pixels: int) -> None:
         )
     if rows * columns > max_pixels:
         raise InputRefusedError(
-            f"the image has {columns} x {rows} pixels, at most {max_pixels:,} are decoded: send it smaller, "
-            "or raise the limit of pixels"
+            f"the image has {columns} x {rows} pixels, at most {max_pixels:,} are decoded: send it smaller"
         )
 
 
