@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from calibration.gate import LABELS_FILE, assess, read_labels
 from edge.backends import Backend, open_backend
 from edge.bench import run_bench
 from edge.bundle import PORTABLE_MODEL, Bundle
-from edge.errors import BundleError
+from edge.errors import BundleError, InputRefusedError, UsageError
 from edge.preprocess import Preprocess, load_image
+from edge.progress import ProgressLine
 from edge.report import write_report
 from edge.selftest import describe, self_test
 
@@ -95,15 +96,26 @@ def _gate(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float, backe
         paths, truth = from_folder(images.directory, UNLABELLED_IMAGES, preprocess).paths, None
     say(f"gate: comparing with float32 on {len(paths)} images ({images.origin})")
     reference = portable_runner(bundle.directory / PORTABLE_MODEL)
-    gate = assess(
-        lambda batch: reference(batch).logits,
-        lambda batch: backend.infer(batch).logits,
-        (load_image(path, preprocess)[None, None] for path in paths),
-        bundle.labels,
-        truth,
-        max_auc_drop,
-    )
+    with ProgressLine("gate") as progress:
+        gate = assess(
+            lambda batch: reference(batch).logits,
+            lambda batch: backend.infer(batch).logits,
+            _load(paths, preprocess, progress),
+            bundle.labels,
+            truth,
+            max_auc_drop,
+        )
     return {**gate, "data": images.origin}
+
+
+def _load(paths: Sequence[Path], preprocess: Preprocess, progress: ProgressLine) -> Iterator[NDArray[np.uint8]]:
+    """Each image as (1, 1, S, S) uint8. Raises `UsageError` naming the first that is no usable image."""
+    for number, path in enumerate(paths):
+        progress("comparing", number, len(paths))
+        try:
+            yield load_image(path, preprocess)[None, None]
+        except InputRefusedError as error:
+            raise UsageError(f"gate image {path}: {error}: mend the file or take it out of --gate-data") from None
 
 
 def say(text: str) -> None:

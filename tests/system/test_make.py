@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -130,6 +131,17 @@ def test_an_empty_calibration_set_is_refused(tmp_path: Path) -> None:
     assert made.returncode == 2
     assert "holds no image" in made.stderr.splitlines()[-1]
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_gate_image_that_is_none_is_named(few_phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_phantoms, tmp_path / "gate")
+    broken = sorted((tmp_path / "gate").glob("*.png"))[3]
+    broken.write_bytes(b"text")
+    made = run_make("--fp32", "--backend", "onnxruntime", "--gate-data", tmp_path / "gate", cwd=tmp_path)
+    assert made.returncode == 2
+    assert str(broken) in made.stderr.splitlines()[-1]
+    assert "Traceback" not in made.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_another_checkpoint_needs_images_of_its_own(tmp_path: Path) -> None:
