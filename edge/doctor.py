@@ -47,7 +47,7 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]
     libraries = [_library(*facts) for facts in _LIBRARIES]
     tensorrt = [
         _tensorrt(),
-        _library("pycuda.driver", "pycuda", "it drives the GPU: pip install 'mdconv-edge[jetson]'"),
+        _library("pycuda.driver", "pycuda", "it drives the GPU: pip install pycuda"),
         _cuda(),
     ]
     onnxruntime = _library("onnxruntime", "onnxruntime", "it runs bundles without a GPU: pip install onnxruntime")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _INSTALL = {
     "tensorrt": "on a Jetson `sudo apt install python3-libnvinfer`, and make the virtual environment see it",
-    "tensorrt-rtx": "`pip install mdconv-edge[rtx]`",
+    "tensorrt-rtx": "`pip install tensorrt-rtx-cu12`",
 }
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OUT_OF_MEMORY = re.compile(

@@ -16,7 +16,7 @@ def import_pycuda() -> Any:
     try:
         import pycuda.driver
     except (ImportError, OSError) as error:
-        raise MachineError(f"PyCUDA does not import ({error}): on a Jetson `pip install mdconv-edge[jetson]`") from None
+        raise MachineError(f"PyCUDA does not import ({error}): on a Jetson `pip install pycuda`") from None
     return pycuda.driver
 
 
