@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush has somewhere to go
+        _settle_output()
         return 141
     except OSError as error:
         return _fail(describe_os_error(error), MachineError.exit_status)
@@ -46,7 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("out of memory: free some, or use a smaller batch or image", MachineError.exit_status)
 
 
+def _settle_output() -> None:
+    """Give what cannot be written somewhere to go: Python flushes once more at exit, and ends with 120 if it fails."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, status: int) -> int:
+    _settle_output()
     print(f"edge-infer: {' '.join(message.split())}", file=sys.stderr)
     return status
 

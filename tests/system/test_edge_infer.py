@@ -291,10 +291,18 @@ def test_a_full_disk_for_a_report(tiny_bundle_directory: Path, full_disk: Path) 
     assert [path.name for path in full_disk.iterdir()] == ["ballast"]
 
 
-def test_a_full_disk_behind_the_output(tiny_bundle_directory: Path, pictures: list[Path]) -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_behind_the_output(tiny_bundle_directory: Path, pictures: list[Path], buffered: bool) -> None:
+    """With a buffer the disk is found full at the last flush only, and Python itself flushes once more at exit."""
     with Path("/dev/full").open("w") as full:
         done = classify(
-            tiny_bundle_directory, pictures[0], "--json", stdout=full, stderr=subprocess.PIPE, capture_output=False
+            tiny_bundle_directory,
+            pictures[0],
+            "--json",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            capture_output=False,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
         )
     assert done.returncode == 3
     assert "No space left on device" in error_line(done)
