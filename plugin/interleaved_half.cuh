@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The interleaved float16 layouts (HWC8 and CHW16): two channels an instruction, so that every tap of every column is a
+// word as it lies in memory. A block has 16 channels, the 32 bytes of a memory sector, of a tile of the image.
+#pragma once
+
+#include "row_half.cuh"
+#include "tile.cuh"
+
+namespace mdconv {
+
+// Where a pixel's 32 bytes lie in the tile: `column` counts from kLeft before the tile's first column. A gap behind
+// every pixel of a thread's columns keeps the threads of a warp on different banks.
+template <int kStride>
+__device__ __forceinline__ constexpr int32_t pixel_offset(int32_t column) {
+    return kPixelBytes * (column + column / (kColumns * kStride));
+}
+
+constexpr int32_t kLeft = 4;
+
+template <int kSize, int kStride, int kRows, bool kHardswish>
+struct PairRows {
+    static constexpr int kWords = kStride * (kColumns - 1) + kSize;
+
+    // words[i] is two channels of the pixel under kernel column i of the first output, then to its right.
+    __device__ __forceinline__ static void load_row(uint32_t address, uint32_t (&words)[kWords]) {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+            words[i] = load_shared<uint32_t>(address + pixel_offset<kStride>(kLeft - kSize / 2 + i));
+        }
+    }
+
+    __device__ __forceinline__ static __half2 weight_at(KernelParams const& p, uint32_t weights, int i, int j) {
+        int32_t const index = i * p.weight_size + j;
+        return as_half2(load_shared<uint32_t>(weights + static_cast<uint32_t>(4 * kInterleavedPair * index)));
+    }
+
+    __device__ __forceinline__ static __half2 kernel_row(uint32_t const (&words)[kWords], int column,
+                                                         __half2 const* weight, __half2 start) {
+        __half2 sum = start;
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) {
+            sum = __hfma2(as_half2(words[kStride * column + j]), weight[j], sum);
+        }
+        return sum;
+    }
+
+    // Two channels of kColumns results a row. `weights` is the pair's first kernel row, `address` the pixel kLeft
+    // before the first output's in its first kernel row. Summed as in HalfRows.
+    __device__ __forceinline__ static void run(KernelParams const& p, uint32_t weights, __half2 bias, uint32_t address,
+                                               uint32_t (&results)[kRows][kColumns]) {
+        if constexpr (kSize == 7) {
+            constexpr int kHalf = (kRows + 1) / 2;  // float32 sums of all rows would fill the registers
+            run_by_kernel_row<0, kHalf>(p, weights, bias, address, results);
+            run_by_kernel_row<kHalf, kRows>(p, weights, bias, address, results);
+        } else {
+            run_by_input_row(p, weights, bias, address, results);
+        }
+    }
+
+    __device__ __forceinline__ static void run_by_input_row(KernelParams const& p, uint32_t weights, __half2 bias,
+                                                            uint32_t address, uint32_t (&results)[kRows][kColumns]) {
+        __half2 weight[kSize][kSize];
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+#pragma unroll
+            for (int j = 0; j < kSize; ++j) {
+                weight[i][j] = weight_at(p, weights, i, j);
+            }
+        }
+        __half2 sums[kRows][kColumns];
+#pragma unroll
+        for (int input_row = 0; input_row < kStride * (kRows - 1) + kSize; ++input_row) {
+            uint32_t words[kWords];
+            load_row(address, words);
+            address += static_cast<uint32_t>(p.pitch);
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+                int const i = input_row - kStride * r;
+                if (i < 0 || i >= kSize) {
+                    continue;
+                }
+#pragma unroll
+                for (int o = 0; o < kColumns; ++o) {
+                    __half2 const row = kernel_row(words, o, weight[i], i == 0 ? bias : __half2half2(__half(0.0f)));
+                    sums[r][o] = i == 0 ? row : __hadd2(sums[r][o], row);
+                    if (i == kSize - 1) {
+                        results[r][o] = activate_half<kHardswish>(p, sums[r][o]);
+                    }
+                }
+            }
+        }
+    }
+
+    template <int kFrom, int kTo>
+    __device__ __forceinline__ static void run_by_kernel_row(KernelParams const& p, uint32_t weights, __half2 bias,
+                                                             uint32_t address, uint32_t (&results)[kRows][kColumns]) {
+        float low[kTo - kFrom][kColumns], high[kTo - kFrom][kColumns];
+#pragma unroll
+        for (int r = 0; r < kTo - kFrom; ++r) {
+#pragma unroll
+            for (int o = 0; o < kColumns; ++o) {
+                low[r][o] = __low2float(bias);
+                high[r][o] = __high2float(bias);
+            }
+        }
+#pragma unroll 1
+        for (int i = 0; i < kSize; ++i) {
+            __half2 weight[kSize];
+#pragma unroll
+            for (int j = 0; j < kSize; ++j) {
+                weight[j] = weight_at(p, weights, i, j);
+            }
+#pragma unroll
+            for (int r = 0; r < kTo - kFrom; ++r) {
+                uint32_t words[kWords];
+                load_row(address + static_cast<uint32_t>((kStride * (r + kFrom) + i) * p.pitch), words);
+#pragma unroll
+                for (int o = 0; o < kColumns; ++o) {
+                    __half2 const row = kernel_row(words, o, weight, __half2half2(__half(0.0f)));
+                    low[r][o] += __low2float(row);
+                    high[r][o] += __high2float(row);
+                }
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < kTo - kFrom; ++r) {
+#pragma unroll
+            for (int o = 0; o < kColumns; ++o) {
+                results[r + kFrom][o] = activate_half<kHardswish>(p, __floats2half2_rn(low[r][o], high[r][o]));
+            }
+        }
+    }
+};
+
+// Where the 16 bytes of eight channels of a pixel lie. HWC8 is pixel by pixel, CHW16 16 channels by 16 channels.
+template <Layout kLayout>
+__device__ __forceinline__ int64_t half_offset(KernelParams const& p, int32_t image, int32_t channel, int32_t height,
+                                               int32_t width, int32_t y, int32_t x) {
+    if constexpr (kLayout == Layout::kHwc8) {
+        int64_t const pixel = (static_cast<int64_t>(image) * height + y) * width + x;
+        return pixel * ((p.channels + 7) / 8 * 16) + 2 * channel;
+    } else {
+        int64_t const group = static_cast<int64_t>(image) * ((p.channels + 15) / 16) + channel / 16;
+        return ((group * height + y) * width + x) * kPixelBytes + 2 * (channel % 16);
+    }
+}
+
+// Channels of X and Y in memory, padding included.
+template <Layout kLayout>
+__device__ __forceinline__ int32_t stored_channels(KernelParams const& p) {
+    constexpr int32_t kGroup = kLayout == Layout::kHwc8 ? 8 : 16;
+    return (p.channels + kGroup - 1) / kGroup * kGroup;
+}
+
+template <Layout kLayout, int kStride>
+__device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& tile) {
+    int32_t const stored = stored_channels<kLayout>(p);
+    uint32_t const items = 2 * p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
+    for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
+        int32_t const channel = tile.channel + 8 * static_cast<int32_t>(item & 1);
+        uint32_t rest;
+        int32_t const tile_row = static_cast<int32_t>(divide(item >> 1, p.by_row_quads, rest));
+        int32_t const column = static_cast<int32_t>(rest) + kLeft - p.pad;
+        int32_t const y = tile.top + tile_row;
+        int32_t const x = tile.left + column - kLeft;
+        bool const inside = y >= tile.in_begin && y < tile.in_end && x >= 0 && x < p.width && channel < stored;
+        int64_t const offset = half_offset<kLayout>(p, tile.image, channel, p.height, p.width, y, x);
+        uint4 const pixel = load_global_if<uint4>(inside, static_cast<unsigned char const*>(p.x) + offset);
+        int32_t const target = tile_row * p.pitch + pixel_offset<kStride>(column) + 16 * static_cast<int32_t>(item & 1);
+        store_shared<uint4>(static_cast<uint32_t>(target), pixel);
+    }
+}
+
+// Weights of pairs of channels side by side: word (tap, pair).
+__device__ __forceinline__ void pack_pairs(KernelParams const& p, Tile const& tile, uint32_t early) {
+    uint32_t const taps = static_cast<uint32_t>(p.weight_size * p.weight_size);
+    for (uint32_t item = threadIdx.x; item < kInterleavedPair * taps; item += blockDim.x) {
+        uint32_t const pair = item % kInterleavedPair;
+        uint32_t const tap = item / kInterleavedPair;
+        uint32_t const raw = static_cast<uint32_t>(p.weight_offset) + early;
+        uint32_t word = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+            uint32_t const channel = 2 * pair + i;
+            if (static_cast<int32_t>(channel) < tile.planes) {
+                word |= static_cast<uint32_t>(load_shared<uint16_t>(raw + 2 * (channel * taps + tap))) << (16 * i);
+            }
+        }
+        store_shared<uint32_t>(static_cast<uint32_t>(p.slot_offset) + 4 * item, word);
+    }
+}
+
+__device__ __forceinline__ uint32_t load_half(void const* values, int32_t index, bool there) {
+    return load_global_if<uint16_t>(there, static_cast<uint16_t const*>(values) + index);
+}
+
+constexpr int32_t kInterleavedThreads = 256;
+
+template <Layout kLayout, int kStride, int kRows, bool kHardswish>
+__global__ void __launch_bounds__(kInterleavedThreads, 3)
+    interleaved_half_kernel(__grid_constant__ KernelParams const p) {
+    Tile const tile = tile_of_block<kStride>(p);
+    int32_t const taps = p.weight_size * p.weight_size;
+    fetch_pixels<kLayout, kStride>(p, tile);
+    uint32_t const early =
+        copy_flat(p.weight, 2 * static_cast<int64_t>(p.channels) * taps, 2 * static_cast<int64_t>(tile.channel) * taps,
+                  2 * tile.planes * taps, static_cast<uint32_t>(p.weight_offset), 0);
+    // Eight pairs of one pixel are neighbours, so that a warp writes whole sectors.
+    uint32_t const pair = threadIdx.x % kInterleavedPair;
+    uint32_t x;
+    uint32_t const y = divide(threadIdx.x / kInterleavedPair, p.by_threads_x, x);
+    int32_t const channel = tile.channel + 2 * static_cast<int32_t>(pair);
+    bool const first_there = channel < p.channels;
+    bool const second_there = channel + 1 < p.channels;
+    __half2 const bias =
+        as_half2(load_half(p.bias, channel, first_there) | load_half(p.bias, channel + 1, second_there) << 16);
+    __syncthreads();
+    pack_pairs(p, tile, early);
+    __syncthreads();
+
+    int32_t const first_row = tile.row + static_cast<int32_t>(y) * kRows;
+    if (first_row >= min(tile.row + p.tile_rows, p.out_height) || channel >= stored_channels<kLayout>(p)) {
+        return;
+    }
+    uint32_t results[kRows][kColumns] = {};
+    if (first_there) {
+        int32_t const size = max(kernel_size_of(p, channel), kernel_size_of(p, second_there ? channel + 1 : channel));
+        int32_t const inset = p.pad - size / 2;
+        uint32_t const weights = static_cast<uint32_t>(p.slot_offset) +
+                                 4 * (kInterleavedPair * static_cast<uint32_t>(inset * p.weight_size + inset) + pair);
+        uint32_t const address =
+            (y * kRows * kStride + static_cast<uint32_t>(inset)) * static_cast<uint32_t>(p.pitch) +
+            static_cast<uint32_t>(pixel_offset<kStride>(static_cast<int32_t>(x) * kColumns * kStride)) + 4 * pair;
+        if (size == 3) {
+            PairRows<3, kStride, kRows, kHardswish>::run(p, weights, bias, address, results);
+        } else if (size == 5) {
+            PairRows<5, kStride, kRows, kHardswish>::run(p, weights, bias, address, results);
+        } else {
+            PairRows<7, kStride, kRows, kHardswish>::run(p, weights, bias, address, results);
+        }
+    }
+    int32_t const column = tile.column + static_cast<int32_t>(x) * kColumns;
+    auto* row = static_cast<unsigned char*>(p.y) +
+                half_offset<kLayout>(p, tile.image, channel, p.out_height, p.out_width, first_row, column);
+    int32_t const pixel_bytes = kLayout == Layout::kHwc8 ? 2 * stored_channels<kLayout>(p) : kPixelBytes;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, row += static_cast<int64_t>(pixel_bytes) * p.out_width) {
+        auto* target = row;
+#pragma unroll
+        for (int o = 0; o < kColumns; ++o, target += pixel_bytes) {
+            bool const inside = first_row + r < p.out_height && column + o < p.out_width;
+            // A padding channel stays zero whatever X holds there.
+            store_global_if<uint32_t>(inside, target, second_there ? results[r][o] : results[r][o] & 0xFFFF);
+        }
+    }
+}
+
+}  // namespace mdconv

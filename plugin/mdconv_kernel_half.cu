@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interleaved_half.cuh"
+#include "mdconv_kernel.cuh"
+#include "planar_kernel.cuh"
+
+namespace mdconv {
+
+Kernel half_kernel(Layout layout, int32_t stride, int32_t rows, bool hardswish) {
+    return select_kernel<4, 7>(stride, rows, hardswish, [layout](auto c) -> Kernel {
+        if (layout == Layout::kLinear) {
+            return planar_kernel<DataType::kFloat16, Layout::kLinear, c.kStride, c.kRows, c.kHardswish>;
+        }
+        if (layout == Layout::kHwc8) {
+            return interleaved_half_kernel<Layout::kHwc8, c.kStride, c.kRows, c.kHardswish>;
+        }
+        return interleaved_half_kernel<Layout::kChw16, c.kStride, c.kRows, c.kHardswish>;
+    });
+}
+
+}  // namespace mdconv
