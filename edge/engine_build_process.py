@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from edge.bundle import sha256_of
 from edge.errors import EdgeError, MachineError, describe_os_error
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def build(job: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     logger = make_logger(trt, verbose=rtx)
     builder = _make_builder(trt, logger)
     if job["plugin"]:
-        load_plugin(builder.get_plugin_registry(), job["plugin"])
+        # The global registry: the builder's own one does not serve the runtime that inspects the engine.
+        load_plugin(trt.get_plugin_registry(), Path(job["plugin"]))
     network = _parse(trt, builder, logger, Path(job["onnx"]))
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -201,14 +203,26 @@ def _make_builder(trt: Any, logger: Any) -> trt.Builder:
         ) from None
 
 
-def load_plugin(registry: trt.IPluginRegistry, library: str) -> None:
-    """Register the plugins of the shared library `library`. Raises `MachineError`."""
+def load_plugin(registry: trt.IPluginRegistry, library: Path) -> None:
+    """Register the plugins of a shared library, for the life of this process. Raises `MachineError`."""
+    if not library.is_file():
+        raise MachineError(f"plugin library {library} is missing: build it (`make plugin`) or name another one")
+    digest = sha256_of(library)
+    if digest in _registered:
+        return  # TensorRT refuses a second registration
     try:
-        handle = registry.load_library(library)
+        handle = registry.load_library(str(library))
     except Exception as error:  # pybind's translation of a failed dlopen differs among releases
         raise MachineError(f"plugin library {library} does not load ({_one_line(str(error))}): build it anew") from None
     if handle is None:
-        raise MachineError(f"plugin library {library} registers no plugin: build it anew for this TensorRT")
+        held = "this process already holds another one" if _registered else "it registers no plugin"
+        advice = "start a new process" if _registered else "build it anew for this TensorRT"
+        raise MachineError(f"plugin library {library} cannot be used ({held}): {advice}")
+    _registered.add(digest)
+
+
+_registered: set[str] = set()
+"""SHA-256 of the plugin libraries that this process holds."""
 
 
 def _parse(trt: Any, builder: trt.Builder, logger: Any, path: Path) -> trt.INetworkDefinition:

@@ -12,20 +12,32 @@ import json
 import logging
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge.bundle import ENGINE, PLUGIN_LIBRARY, Bundle
+from edge.bundle import ENGINE, Bundle
 from edge.engine_from_onnx import build_engine
 from edge.errors import BundleError, MachineError, describe_os_error
+from edge.plugin_library import PLUGIN_VARIABLE, PluginLibrary, find_plugin
 from edge.progress import ProgressLine
 
 log = logging.getLogger(__name__)
 
 FITTING = ("tensorrt", "sm", "device", "l4t")
 """The facts of a platform in which a machine must equal the one that an engine was built on."""
+
+
+class EngineSource(NamedTuple):
+    """What the engines of a bundle are built from on this machine."""
+
+    onnx: Path
+    """What NVIDIA's parser reads."""
+    plugin: PluginLibrary | None
+    """Registered already; None where the model needs none."""
+    fallback: str | None
+    """Why a bundle made for the plugin runs without it; None where it does not."""
 
 
 class Engine(NamedTuple):
@@ -72,9 +84,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mdconv-edge"
 
 
-def builder_model(bundle: Bundle) -> Path:
-    """The ONNX file of `bundle` that NVIDIA's parser takes. Raises `BundleError` if the manifest does not list it."""
-    name = bundle.manifest["lowering"].get("builder_model", bundle.model_path.name)
+def engine_source(bundle: Bundle, register: Callable[[Path], None]) -> EngineSource:
+    """Choose what the engines of `bundle` are built from here; a plugin that they need is found and registered.
+
+    Where there is no plugin, or `register` raises `MachineError`, the manifest's ``fallback_model`` is taken, if it
+    names one and ``MDCONV_PLUGIN`` is not set; else that error is raised. `BundleError` if ``files`` lacks the model.
+    """
+    lowering = bundle.manifest["lowering"]
+    name = lowering.get("builder_model", bundle.model_path.name)
+    if lowering.get("kind") != "plugin":
+        return EngineSource(_listed(bundle, name), None, None)
+    try:
+        plugin = find_plugin(bundle)
+        register(plugin.path)
+    except MachineError as error:
+        fallback = lowering.get("fallback_model")
+        if fallback is None or os.environ.get(PLUGIN_VARIABLE):
+            raise
+        log.warning("bundle %s runs without the MD-Conv plugin, from %s: %s", bundle.name, fallback, error)
+        return EngineSource(_listed(bundle, fallback), None, str(error))
+    log.info("MD-Conv plugin: %s (%s)", plugin.path, plugin.origin)
+    return EngineSource(_listed(bundle, name), plugin, None)
+
+
+def _listed(bundle: Bundle, name: str) -> Path:
     path = bundle.path(name)
     if path is None:
         raise BundleError(
@@ -83,20 +116,21 @@ def builder_model(bundle: Bundle) -> Path:
     return path
 
 
-def engines(bundle: Bundle, platform: dict[str, str | None]) -> Generator[Engine, None, None]:
+def engines(bundle: Bundle, platform: dict[str, str | None], source: EngineSource) -> Generator[Engine, None, None]:
     """The engines of `bundle` that should run on `platform`, best first; the last is built when it is asked for.
 
     A caller takes the next one if TensorRT cannot load one. Raises `MachineError` if one cannot be built or kept.
     """
     own = bundle.path(ENGINE)
     if own is not None and bundle.manifest["backend"] == "tensorrt":
-        made_for = {name: bundle.manifest["platform"].get(name) for name in FITTING}
-        here = {name: platform[name] for name in FITTING}
+        made_for = {name: bundle.manifest["platform"].get(name) for name in (*FITTING, "plugin_sha256")}
+        plugin = source.plugin.sha256 if source.plugin else None
+        here = {**{name: platform[name] for name in FITTING}, "plugin_sha256": plugin}
         if made_for == here:
             yield Engine("bundle", own.read_bytes())
         else:
             log.info("the engine of bundle %s was built for %s, this is %s", bundle.name, made_for, here)
-    key = _key(bundle, platform)
+    key = _key(bundle, platform, source)
     folder = cache_folder() / "engines"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,18 +138,17 @@ def engines(bundle: Bundle, platform: dict[str, str | None]) -> Generator[Engine
             kept = _kept(folder, key)
             if kept is not None:
                 yield Engine("cache", kept)
-            yield Engine("built here", _build(bundle, platform, folder, key))
+            yield Engine("built here", _build(bundle, platform, source, folder, key))
     except OSError as error:
         raise MachineError(
             f"the engine cache cannot be used: {describe_os_error(error)} (environment variable MDCONV_EDGE_CACHE)"
         ) from None
 
 
-def _key(bundle: Bundle, platform: dict[str, str | None]) -> str:
-    files = bundle.manifest["files"]
+def _key(bundle: Bundle, platform: dict[str, str | None], source: EngineSource) -> str:
     facts = {
-        "onnx": files[builder_model(bundle).name]["sha256"],
-        "plugin": files.get(PLUGIN_LIBRARY, {}).get("sha256"),
+        "onnx": bundle.manifest["files"][source.onnx.name]["sha256"],
+        "plugin": source.plugin.sha256 if source.plugin else None,
         "batch": bundle.batch,
         **{name: platform[name] for name in FITTING},
     }
@@ -147,21 +180,20 @@ def _kept(folder: Path, key: str) -> bytes | None:
     return plan
 
 
-def _build(bundle: Bundle, platform: dict[str, str | None], folder: Path, key: str) -> bytes:
+def _build(bundle: Bundle, platform: dict[str, str | None], source: EngineSource, folder: Path, key: str) -> bytes:
     """Build the engine for this machine, keep it under `key`, return it."""
-    onnx_path = builder_model(bundle)
     timing = hashlib.sha256(json.dumps({name: platform[name] for name in FITTING}).encode()).hexdigest()
     log.warning(
         "bundle %s holds no engine for this machine: it is built here, once; this can take minutes", bundle.name
     )
     with ProgressLine("building the engine") as progress:
         facts = build_engine(
-            onnx_path,
+            source.onnx,
             folder / f"{key}.engine",
             target="tensorrt",
             batch=bundle.batch,
             timing_cache=folder / f"{timing}.timing",
-            plugin=bundle.path(PLUGIN_LIBRARY),
+            plugin=source.plugin.path if source.plugin else None,
             progress=progress,
         )
     # Last, so that an engine counts only once it is whole.

@@ -7,6 +7,7 @@ Importing this module imports no TensorRT and touches no GPU.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,14 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from edge.bundle import sha256_of
 from edge.engine_build_process import OUT_OF_MEMORY, OUT_OF_MEMORY_ADVICE
 from edge.errors import MachineError, UsageError, describe_os_error
+from edge.plugin_library import PLUGIN_SAYS
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 Progress = Callable[[str, int, int], None]
@@ -58,10 +60,10 @@ def build_engine(
         plugin: shared library with plugins that the model needs, loaded before parsing.
 
     Returns facts for a manifest and a report: ``target``, ``tensorrt`` (version), ``batch``, ``seconds``, ``size``,
-    ``sha256``, ``onnx_sha256``, ``workspace_mb``, ``timing_cache`` (what became of it), ``compute_capabilities``
-    (tensorrt-rtx only), ``warnings`` (of parser and builder), ``layers`` (one dict a layer, keys as TensorRT's
-    inspector names them: ``Name``, ``LayerType``, ``Inputs``, ``Outputs``, ...), ``layers_source`` ("inspector" or
-    "builder log").
+    ``sha256``, ``onnx_sha256``, ``plugin_sha256`` (None without one), ``workspace_mb``, ``timing_cache`` (what became
+    of it), ``compute_capabilities`` (tensorrt-rtx only), ``warnings`` (of parser and builder), ``layers`` (one dict a
+    layer, keys as TensorRT's inspector names them: ``Name``, ``LayerType``, ``Inputs``, ``Outputs``, ...),
+    ``layers_source`` ("inspector" or "builder log").
 
     Raises `MachineError` where TensorRT is missing, refuses the model, runs out of memory, crashes, or where a file
     cannot be read or written; `UsageError` for another target.
@@ -93,6 +95,7 @@ def build_engine(
             "batch": batch,
             "workspace_mb": workspace_mb,
             "onnx_sha256": onnx_sha256,
+            "plugin_sha256": sha256_of(plugin) if plugin else None,
             "seconds": round(time.monotonic() - started, 3),
             "size": partial.stat().st_size,
             "sha256": sha256_of(partial),
@@ -113,6 +116,7 @@ def _run_child(job: dict[str, Any], progress: Progress | None) -> dict[str, Any]
     with (
         tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile() as stderr,
+        _libraries(job) as libraries,
     ):
         json.dump(job, stdin)
         stdin.seek(0)
@@ -122,13 +126,13 @@ def _run_child(job: dict[str, Any], progress: Progress | None) -> dict[str, Any]
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=root,  # -m looks in the working directory first, where a folder of the user's may be called edge
-            env={**os.environ, "PYTHONPATH": search},
+            env={**os.environ, **libraries, "PYTHONPATH": search},
         )
         try:
             for line in child.stdout or ():
                 message = json.loads(line)
                 if "error" in message:
-                    raise MachineError(message["error"])
+                    raise MachineError(message["error"] + _words_of_plugin(stderr))
                 if "built" in message:
                     return dict(message["built"])
                 if progress is not None:
@@ -137,6 +141,33 @@ def _run_child(job: dict[str, Any], progress: Progress | None) -> dict[str, Any]
         finally:
             child.kill()
             child.communicate()
+
+
+@contextmanager
+def _libraries(job: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Environment in which TensorRT-RTX finds itself once a plugin is registered.
+
+    Its parser then opens ``libtensorrt_rtx.so``, a name that NVIDIA's wheel lacks, and dies if it cannot.
+    """
+    wheel = importlib.util.find_spec("tensorrt_rtx_libs")
+    if job["target"] != "tensorrt-rtx" or not job["plugin"] or wheel is None:
+        yield {}
+        return
+    found = [
+        path for place in wheel.submodule_search_locations or () for path in Path(place).glob("libtensorrt_rtx.so*")
+    ]
+    with tempfile.TemporaryDirectory(prefix="mdconv-edge-") as folder:
+        if found:
+            (Path(folder) / "libtensorrt_rtx.so").symlink_to(found[0])
+        yield {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, (folder, os.environ.get("LD_LIBRARY_PATH"))))}
+
+
+def _words_of_plugin(stderr: IO[bytes]) -> str:
+    """What the plugin said; on stderr, as TensorRT gives a logger only to plugins that travel inside an engine."""
+    # pread, since the position in the file is shared with the child, which may still be writing.
+    lines = os.pread(stderr.fileno(), 1 << 16, 0).decode(errors="replace").split("\n")
+    said = "; ".join(dict.fromkeys(line for line in lines if line.startswith(PLUGIN_SAYS)))
+    return f" ({said})" if said else ""
 
 
 def _describe_death(job: dict[str, Any], status: int, stderr: IO[bytes]) -> str:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from edge.backends import Outputs
 from edge.backends.cuda_buffers import Buffer, import_pycuda
 from edge.backends.cuda_graph import CapturedGraph
-from edge.bundle import PLUGIN_LIBRARY, Bundle
+from edge.bundle import Bundle
 from edge.engine_build_process import import_tensorrt, load_plugin, make_logger
-from edge.engine_cache import engines, platform_facts
+from edge.engine_cache import EngineSource, engine_source, engines, platform_facts
 from edge.errors import BundleError, MachineError
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ def probe_platform() -> dict[str, str | None]:
         return platform_facts(driver, trt)
     except driver.Error as error:
         raise MachineError(f"no CUDA device can be opened ({error}): run `edge-infer doctor`") from None
+
+
+def _plugin_facts(source: EngineSource) -> dict[str, Any]:
+    if source.plugin is not None:
+        return {"plugin": {"sha256": source.plugin.sha256, "origin": source.plugin.origin}}
+    if source.fallback is not None:
+        return {"fallback": f"built from {source.onnx.name}, without the MD-Conv plugin: {source.fallback}"}
+    return {}
 
 
 class TensorRTBackend:
@@ -92,7 +100,8 @@ class TensorRTBackend:
         # Not the primary context: PyCUDA leaves that one on the thread's stack, whatever one calls.
         self._cuda_context = device.make_context()
         self._made.callback(self._cuda_context.detach)
-        origin = self._load(trt, bundle, platform)
+        source = engine_source(bundle, lambda library: load_plugin(trt.get_plugin_registry(), library))
+        origin = self._load(trt, bundle, platform, source)
         mapped = bool(device.get_attribute(driver.device_attribute.INTEGRATED))
         self._make_buffers(trt, bundle, mapped)
         self._made.callback(self._forget, "_context")
@@ -110,19 +119,17 @@ class TensorRTBackend:
         self.facts: dict[str, Any] = {
             **platform,
             "engine": origin,
+            **_plugin_facts(source),
             "memory": "mapped page-locked, no copies" if mapped else "page-locked, asynchronous copies",
             "cuda_graph": self._capture(),
         }
 
-    def _load(self, trt: Any, bundle: Bundle, platform: dict[str, str | None]) -> str:
+    def _load(self, trt: Any, bundle: Bundle, platform: dict[str, str | None], source: EngineSource) -> str:
         """Deserialize the first engine that TensorRT takes; returns its origin. Raises `MachineError`."""
         logger = make_logger(trt)
-        plugin = bundle.path(PLUGIN_LIBRARY)
-        if plugin is not None:
-            load_plugin(trt.get_plugin_registry(), str(plugin))
         self._made.callback(self._forget, "_engine", "_runtime")
         self._runtime = trt.Runtime(logger)
-        with closing(engines(bundle, platform)) as candidates:
+        with closing(engines(bundle, platform, source)) as candidates:
             for candidate in candidates:
                 self._engine = self._runtime.deserialize_cuda_engine(candidate.plan)
                 if self._engine is not None:
