@@ -1,0 +1,80 @@
+"""Compile the kernels for this CPU, with the emulator: ``.venv/bin/python tests/native/build.py``.
+
+Into ``.cache/native/``, again only when a source, a header or a flag changes: one object a source, then the library.
+Needs a C++17 compiler (`CXX`, else c++) and nothing of CUDA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "plugin"
+EMULATOR = PLUGIN / "host"
+FOLDER = ROOT / ".cache" / "native"
+
+FLAGS = (
+    "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+    "-Wno-unknown-pragmas",  # nvcc's unroll
+    "-Wno-maybe-uninitialized",  # g++ does not see that two branches ask the same thing
+    "-fno-strict-aliasing",  # device code reads a register's bits through a pointer
+    "-ffp-contract=off",  # a fused multiply-add is where the source says so
+    f"-I{EMULATOR / 'include'}", f"-I{PLUGIN}", f"-I{EMULATOR}",
+)  # fmt: skip
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+
+
+def kernel_library(*, sanitized: bool = False) -> Path:
+    """The shared library with the shipped kernels and host_run.h's functions."""
+    kernels = sorted(PLUGIN.glob("mdconv_kernel*.cu"))
+    return library("mdconv_host", [*kernels, *sorted(EMULATOR.glob("*.c*"))], sanitized=sanitized)
+
+
+def library(name: str, sources: Sequence[Path], *, sanitized: bool = False) -> Path:
+    """The shared library `name` of `sources`. Raises `RuntimeError` with the compiler's words if it does not compile."""
+    flags = [*FLAGS, *(SANITIZERS if sanitized else ())]
+    headers = [path for folder in (PLUGIN, *PLUGIN.rglob("*")) if folder.is_dir() for path in folder.glob("*.*h")]
+    common = _digest(" ".join(flags).encode(), *(path.read_bytes() for path in sorted(headers)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _object(source, flags, common), sources))
+    target = FOLDER / f"lib{name}-{_digest(*(path.name.encode() for path in objects))}.so"
+    if not target.exists():
+        _compile(target, [*flags, "-shared", *map(str, objects)])
+    return target
+
+
+def _object(source: Path, flags: Sequence[str], common: str) -> Path:
+    target = FOLDER / f"{source.stem}-{_digest(common.encode(), str(source).encode(), source.read_bytes())}.o"
+    if not target.exists():
+        _compile(target, [*flags, "-c", "-x", "c++", str(source)])
+    return target
+
+
+def _compile(target: Path, arguments: Sequence[str]) -> None:
+    """Under a temporary name first, so that a broken-off build leaves nothing that looks finished."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+        made = Path(scratch) / target.name
+        command = [os.environ.get("CXX", "c++"), *arguments, "-o", str(made)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-8000:]}")
+        made.replace(target)
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    try:
+        print(kernel_library().relative_to(ROOT))
+    except RuntimeError as error:
+        sys.exit(f"build: {error}")
