@@ -11,13 +11,14 @@ comma  := ,
 EXTRAS := build,train,test,$(if $(JETSON),jetson,rtx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint plugin clean
 
 help:
 	@echo "make demo   set up, build an INT8 bundle, stream images through edge-infer, write a latency report"
 	@echo "make test   set up, run the linters and all tests"
 	@echo "make lint   set up, run the linters only"
-	@echo "make clean  remove .venv, .cache and out"
+	@echo "make plugin build the CUDA plugin for TensorRT (needs nvcc, cmake and TensorRT's headers)"
+	@echo "make clean  remove .venv, .cache, build, edge/lib and out"
 
 setup: $(VENV)/.installed
 
@@ -49,5 +50,15 @@ lint: setup
 	$(BIN)/hadolint jetson.Dockerfile
 	$(BIN)/clang-format --dry-run --Werror $$(find plugin -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# CUDAARCHS="87;110" make plugin builds for other GPUs than those that plugin/CMakeLists.txt chooses.
+plugin:
+	@command -v cmake >/dev/null || { echo "make plugin: cmake is missing: apt-get install cmake"; exit 3; }
+	@cmake -S plugin -B build/plugin $(if $(CUDAARCHS),-DCMAKE_CUDA_ARCHITECTURES="$(CUDAARCHS)",-UCMAKE_CUDA_ARCHITECTURES) \
+	    -DPython3_EXECUTABLE="$(or $(wildcard $(abspath $(BIN)/python)),$(shell command -v $(PYTHON)))"
+	@cmake --build build/plugin --parallel
+	@cmake --install build/plugin --prefix edge/lib
+	@rm -f edge/lib/not_built.txt
+	@echo "make plugin: built edge/lib/libmdconv_plugin.so, which engines of --lowering plugin load"
+
 clean:
-	rm -rf $(VENV) .cache out
+	rm -rf $(VENV) .cache build edge/lib out

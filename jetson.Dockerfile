@@ -11,21 +11,24 @@
 ARG DEVEL_IMAGE=nvcr.io/nvidia/l4t-tensorrt:r10.3.0-devel
 ARG RUNTIME_IMAGE=nvcr.io/nvidia/l4t-tensorrt:r10.3.0-runtime
 
-# Compiles PyCUDA, which has no wheels, and gathers everything in one virtual environment.
+# Compiles the plugin and PyCUDA, which has no wheels, and gathers everything in one virtual environment.
 FROM ${DEVEL_IMAGE} AS builder
 ARG PYTHON_VERSION=3.10
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
         build-essential=12.* \
+        cmake=3.* \
         "python${PYTHON_VERSION}-dev=${PYTHON_VERSION}.*" \
         "python${PYTHON_VERSION}-venv=${PYTHON_VERSION}.*" \
     && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/mdconv-edge/bin:/usr/local/cuda/bin:$PATH
 COPY . /src
-# TensorRT's Python module comes with the image, not from a package index, and goes along with the environment. It is
-# found without being imported, since importing needs the device's own libraries.
+# The plugin is part of the package; an image without it would be a mistake. TensorRT's Python module comes with the image,
+# not from a package index, and goes along with the environment. It is found without being imported, since importing needs
+# the device's own libraries.
 RUN "/usr/bin/python${PYTHON_VERSION}" -m venv /opt/mdconv-edge \
     && pip install --no-cache-dir "/src[jetson]" \
+    && python -c 'from edge.plugin_library import find_plugin; print(find_plugin())' \
     && module="$("/usr/bin/python${PYTHON_VERSION}" -c \
         'import importlib.util; print(importlib.util.find_spec("tensorrt").submodule_search_locations[0])')" \
     && cp -r "$module" "/opt/mdconv-edge/lib/python${PYTHON_VERSION}/site-packages/"

@@ -4,6 +4,7 @@ Into ``.cache/stand_ins/<python tag>/``, each part once, again only when its rec
 
 - ``driver/libcuda.so.1``: a stand-in for the CUDA driver, on host memory (cuda_driver.cpp)
 - ``pycuda/``: the real PyCUDA and NVIDIA's cuda-bindings, built against NVIDIA's public headers
+- ``tensorrt_headers/``: NVIDIA's C++ headers of TensorRT, to compile the plugin against
 - ``bindings/<version>/``: the real Python bindings of TensorRT, with empty libraries in the place of NVIDIA's own
 
 Needs a C and a C++ compiler and a package index; neither CUDA nor a GPU.
@@ -29,6 +30,8 @@ ROOT = SOURCES.parents[1]
 FOLDER = ROOT / ".cache" / "stand_ins" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 
 HEADERS = ("nvidia-cuda-runtime==13.5.37", "nvidia-cuda-profiler-api==13.5.25")
+TENSORRT_HEADERS = "kernel-lens==2.0.1"
+"""Carries NvInfer*.h of TensorRT 10.14 (Apache-2.0). Its own dependencies, torch and triton, are not needed."""
 PYCUDA = "pycuda==2026.1"
 CUDA_BINDINGS = "cuda-bindings>=13.4,<13.6"
 
@@ -62,12 +65,14 @@ def available_bindings() -> dict[str, Path]:
 def main() -> None:
     """Build what is missing or out of date. Exit status 1 with one line if a step fails."""
     parts: dict[str, Callable[[Path], None]] = {"headers": _headers, "driver": _driver, "pycuda": _pycuda}
+    parts["tensorrt_headers"] = lambda target: _install(target, "--no-deps", TENSORRT_HEADERS)
     for version in available_bindings():
         parts[f"bindings/{version}"] = _bindings
     recipe = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.c*")))).hexdigest()
     recipes = {
         "headers": [*HEADERS],
         "driver": [*HEADERS, recipe],
+        "tensorrt_headers": [TENSORRT_HEADERS],
         "pycuda": [*HEADERS, PYCUDA, CUDA_BINDINGS],
     }
     built = [name for name, make in parts.items() if _once(name, make, recipes.get(name, [*_STUBBED]))]
