@@ -37,9 +37,9 @@ def kernel_library(*, sanitized: bool = False) -> Path:
     return library("mdconv_host", [*kernels, *sorted(EMULATOR.glob("*.c*"))], sanitized=sanitized)
 
 
-def library(name: str, sources: Sequence[Path], *, sanitized: bool = False) -> Path:
-    """The shared library `name` of `sources`. Raises `RuntimeError` with the compiler's words if it does not compile."""
-    flags = [*FLAGS, *(SANITIZERS if sanitized else ())]
+def library(name: str, sources: Sequence[Path], *, flags: Sequence[str] = (), sanitized: bool = False) -> Path:
+    """The shared library `name` of `sources`. Raises `RuntimeError` with the compiler's words if that fails."""
+    flags = [*FLAGS, *flags, *(SANITIZERS if sanitized else ())]
     headers = [path for folder in (PLUGIN, *PLUGIN.rglob("*")) if folder.is_dir() for path in folder.glob("*.*h")]
     common = _digest(" ".join(flags).encode(), *(path.read_bytes() for path in sorted(headers)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
