@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugin"
@@ -28,6 +29,7 @@ FLAGS = (
     "-ffp-contract=off",  # a fused multiply-add is where the source says so
     f"-I{EMULATOR / 'include'}", f"-I{PLUGIN}", f"-I{EMULATOR}",
 )  # fmt: skip
+NO_FLAGS: Mapping[Path, Sequence[str]] = MappingProxyType({})
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
 
@@ -37,23 +39,29 @@ def kernel_library(*, sanitized: bool = False) -> Path:
     return library("mdconv_host", [*kernels, *sorted(EMULATOR.glob("*.c*"))], sanitized=sanitized)
 
 
-def library(name: str, sources: Sequence[Path], *, flags: Sequence[str] = (), sanitized: bool = False) -> Path:
-    """The shared library `name` of `sources`. Raises `RuntimeError` with the compiler's words if that fails."""
-    flags = [*FLAGS, *flags, *(SANITIZERS if sanitized else ())]
+def library(
+    name: str, sources: Sequence[Path], *, more_flags: Mapping[Path, Sequence[str]] = NO_FLAGS, sanitized: bool = False
+) -> Path:
+    """The shared library `name` of `sources`, of which some have `more_flags`.
+
+    Raises `RuntimeError` with the compiler's words if that fails.
+    """
+    flags = [*FLAGS, *(SANITIZERS if sanitized else ())]
     headers = [path for folder in (PLUGIN, *PLUGIN.rglob("*")) if folder.is_dir() for path in folder.glob("*.*h")]
     common = _digest(" ".join(flags).encode(), *(path.read_bytes() for path in sorted(headers)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _object(source, flags, common), sources))
+        objects = list(pool.map(lambda source: _object(source, flags, more_flags.get(source, ()), common), sources))
     target = FOLDER / f"lib{name}-{_digest(*(path.name.encode() for path in objects))}.so"
     if not target.exists():
         _compile(target, [*flags, "-shared", *map(str, objects)])
     return target
 
 
-def _object(source: Path, flags: Sequence[str], common: str) -> Path:
-    target = FOLDER / f"{source.stem}-{_digest(common.encode(), str(source).encode(), source.read_bytes())}.o"
+def _object(source: Path, flags: Sequence[str], more_flags: Sequence[str], common: str) -> Path:
+    own = " ".join(more_flags).encode()
+    target = FOLDER / f"{source.stem}-{_digest(common.encode(), own, str(source).encode(), source.read_bytes())}.o"
     if not target.exists():
-        _compile(target, [*flags, "-c", "-x", "c++", str(source)])
+        _compile(target, [*flags, *more_flags, "-c", "-x", "c++", str(source)])
     return target
 
 
@@ -65,7 +73,7 @@ def _compile(target: Path, arguments: Sequence[str]) -> None:
         command = [os.environ.get("CXX", "c++"), *arguments, "-o", str(made)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-8000:]}")
+            raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[:4000]}")
         made.replace(target)
 
 
