@@ -1,0 +1,39 @@
+"""The plugin library that ships, built by nvcc for one kind of GPU: what tests load into NVIDIA's builder."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.native.build import FOLDER, PLUGIN
+from tests.native.plugin_harness import HEADERS
+
+ARCHITECTURE = "86"
+BUILD = FOLDER / "cuda"
+
+
+@functools.cache
+def real_plugin() -> Path:
+    """``libmdconv_plugin.so``, built anew where a source changed. Skips the test where nvcc or CMake is missing."""
+    for tool in ("nvcc", "cmake"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} to build the plugin")
+    configure(BUILD, f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real", f"-DTENSORRT_INCLUDE={HEADERS}")
+    _run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
+    return BUILD / "libmdconv_plugin.so"
+
+
+def configure(build: Path, *options: str) -> None:
+    """Runs CMake on plugin/. Raises `RuntimeError` with what it said if that fails."""
+    _run("cmake", "-S", PLUGIN, "-B", build, *options)
+
+
+def _run(*command: object) -> None:
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-8000:]}")
