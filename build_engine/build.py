@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from build_engine.bundle_writer import bundle_directory, write_manifest
 from build_engine.export import check_parity, export_onnx, save_model
 from build_engine.images import calibration_images, gate_images
-from build_engine.lowering import choose, lower
+from build_engine.lowered_files import Engines, Lowered
+from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
 from build_engine.verify import portable_runner, say, verify
 from calibration.dataset import CalibrationSet, from_folder
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
-from edge.bundle import CALIBRATION, ENGINE, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
-from edge.engine_from_onnx import Target, build_engine
+from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
 from edge.errors import MachineError
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
@@ -74,7 +74,7 @@ def build_bundle(options: BuildOptions) -> Path:
     checkpoint = load_checkpoint(options.checkpoint or DEMO_CHECKPOINT)
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
     backend = _choose_backend(options.backend)
-    choice = choose(options.lowering, backend)
+    check_lowering(options.lowering, backend)
     name = f"{checkpoint.network}-{options.precision}-{backend}"
     output = options.output or Path("out") / name
     say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")
@@ -99,22 +99,24 @@ def build_bundle(options: BuildOptions) -> Path:
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: logits differ by {parity.logits:.1e}, cam by {parity.cam:.1e} at most")
         calibration = _write_precision(options, directory, dataset, images.origin)
-        builder_model = _write_builder_model(directory, options.precision, choice.kind)
-        engine = _build_engine(options, backend, directory, builder_model)
         _write_golden(directory, golden)
 
-        facts: dict[str, Any] = {
+        known: dict[str, Any] = {
             "name": name,
             "model": _describe_model(checkpoint, preprocess, options.batch),
             "preprocess": preprocess.to_manifest(),
             "precision": options.precision,
-            "lowering": {"kind": choice.kind, "reason": choice.reason, "builder_model": builder_model},
             "backend": backend,
-            "platform": _describe_platform(backend, engine),
             "calibration": calibration,
             "golden": _golden(GOLDEN_LIMIT[options.precision]),
             "gate": {"verdict": "not assessed", "reason": "the build is not finished"},
         }
+
+        def describe(lowered: Lowered) -> dict[str, Any]:
+            return {**known, "lowering": lowered.entry, "platform": _describe_platform(backend, lowered.engine)}
+
+        engines = Engines(backend, options.precision, options.batch, options.workspace_mb, options.timing_cache)
+        facts = describe(apply_lowering(options.lowering, directory, engines, describe, Path(scratch)))
         write_manifest(directory, facts)
         judges = gate_images(options.gate_data, demo=demo, size=preprocess.input_size, scratch=Path(scratch))
         verified = verify(load_bundle(directory), judges if options.gate else None, options.max_auc_drop)
@@ -151,31 +153,6 @@ def _write_precision(options: BuildOptions, directory: Path, dataset: Calibratio
     save_model(quantized, directory / model_file("int8"))
     (directory / CALIBRATION).write_text(json.dumps(calibration, indent=1) + "\n")
     return {**{key: calibration[key] for key in ("method", "count", "digest")}, "images": origin}
-
-
-def _write_builder_model(directory: Path, precision: str, lowering: str) -> str:
-    """Write what an engine builder reads, standard ONNX without functions; returns the file's name."""
-    name = f"model.{precision}.{lowering}.onnx"
-    save_model(lower(onnx.load(directory / model_file(precision)), lowering), directory / name)
-    return name
-
-
-def _build_engine(options: BuildOptions, backend: str, directory: Path, builder_model: str) -> dict[str, Any] | None:
-    """Build the engine if the backend has one; returns what the builder says of it."""
-    if backend == "onnxruntime":
-        return None
-    target: Target = "tensorrt-rtx" if backend == "tensorrt-rtx" else "tensorrt"
-    say(f"building the {target} engine")
-    with ProgressLine("engine") as progress:
-        return build_engine(
-            directory / builder_model,
-            directory / ENGINE,
-            target=target,
-            batch=options.batch,
-            workspace_mb=options.workspace_mb,
-            timing_cache=options.timing_cache,
-            progress=progress,
-        )
 
 
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:

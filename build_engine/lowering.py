@@ -7,13 +7,14 @@ runs it). The portable model keeps its `MDConv` nodes and carries the padded for
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from build_engine.plugin_lowering import PIN, PluginForm, fuse_activations, plugin_forms
 from calibration.graph import (
     MDCONV,
     MDCONV_DOMAIN,
@@ -24,7 +25,7 @@ from calibration.graph import (
     producers,
     replace_nodes,
 )
-from edge.errors import MachineError, UsageError
+from edge.errors import UsageError
 
 OPSET = 19
 """Of the standard operators: TensorRT 10.3 parses up to 20, ONNX Runtime 1.23 up to 23; 19 is the first whose
@@ -33,41 +34,11 @@ QuantizeLinear takes float16."""
 KINDS = ("padded", "split", "plugin")
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
 _BOUNDS = {"relu6": (0.0, 6.0)}
-_PIN = {"plugin_version": "1", "plugin_namespace": MDCONV_DOMAIN}
 _BODY_ATTRIBUTES = {
     "group": onnx.AttributeProto.INT,
     "pads": onnx.AttributeProto.INTS,
     "strides": onnx.AttributeProto.INTS,
 }
-_PLUGIN_MISSING = (
-    "lowering 'plugin' needs the MD-Conv TensorRT plugin (libmdconv_plugin.so), which this version does not have: "
-    "use --lowering auto, padded or split"
-)
-
-
-class Choice(NamedTuple):
-    """A lowering and why it was taken."""
-
-    kind: str
-    reason: str
-
-
-def choose(kind: str, backend: str) -> Choice:
-    """The lowering to build with: `kind` itself, or for ``auto`` a choice with its reason.
-
-    Raises `UsageError` for an unknown kind, `MachineError` for ``plugin``.
-    """
-    if kind == "auto":
-        return Choice(
-            "padded",
-            f"lowerings were not timed on the target with {backend}; padded is one stock convolution a layer, where "
-            "split adds a split and a concatenation",
-        )
-    if kind not in KINDS:
-        raise UsageError(f"lowering {kind!r} is none of auto, {', '.join(KINDS)}")
-    if kind == "plugin":
-        raise MachineError(_PLUGIN_MISSING)
-    return Choice(kind, "asked for")
 
 
 def mdconv_node(
@@ -99,7 +70,7 @@ def mdconv_node(
         group=sum(channel_splits),
         pads=[margin] * 4,
         strides=[stride] * 2,
-        **_PIN,
+        **PIN,
     )
 
 
@@ -120,7 +91,7 @@ def mdconv_function(activation: str) -> onnx.FunctionProto:
         nodes.append(helper.make_node("Clip", [result, "low", "high"], ["Y"], name="activation"))
     elif activation != "none":
         nodes.append(_plain_activation(activation, result, "Y", "activation"))
-    names = ["kernel_sizes", "channel_splits", "stride", "activation", *_BODY_ATTRIBUTES, *_PIN]
+    names = ["kernel_sizes", "channel_splits", "stride", "activation", *_BODY_ATTRIBUTES, *PIN]
     return helper.make_function(
         MDCONV_DOMAIN, MDCONV, ["X", "W", "B"], ["Y"], nodes, [helper.make_opsetid("", OPSET)], names
     )
@@ -144,29 +115,83 @@ def _plain_activation(kind: str, source: str, target: str, name: str) -> onnx.No
 
 
 def lower(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """A copy of `model` whose `MDConv` nodes are standard ONNX, without functions. Quantized weights stay quantized.
+    """A copy of `model` without functions, its `MDConv` nodes rewritten. Quantized weights stay quantized.
 
-    Raises `MachineError` for ``plugin``, `UsageError` for an unknown kind.
+    ``padded`` and ``split`` leave standard ONNX. ``plugin`` leaves the nodes for the TensorRT plugin: an activation
+    behind one is fused into it, Q/DQ around it are absorbed (X, W and Y are then int8), and the opset import of the
+    op's domain stays; a node that the plugin cannot have (see `kept_padded`) becomes padded.
+
+    Raises `UsageError` for an unknown kind, or for ``plugin`` if the plugin can have no node.
     """
-    choose(kind, "")
+    if kind not in KINDS:
+        raise UsageError(f"lowering {kind!r} is none of {', '.join(KINDS)}")
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
+    graph = lowered.graph
+    taken = _take(graph) if kind == "plugin" else {}
     nodes: list[onnx.NodeProto] = []
-    made_by = producers(model.graph)
-    for node in model.graph.node:
+    made_by = producers(graph)
+    for node in graph.node:
         if node.op_type != MDCONV:
             nodes.append(node)
-        elif kind == "padded":
-            nodes += _padded(lowered.graph, node)
+        elif node.name in taken:
+            nodes.append(taken[node.name].node)
+        elif kind == "split":
+            nodes += _split(graph, node, made_by)
         else:
-            nodes += _split(lowered.graph, node, made_by)
-    replace_nodes(lowered.graph, _without_unread(nodes, {output.name for output in model.graph.output}))
-    drop_unused_constants(lowered.graph)
+            nodes += _padded(graph, node)
+    nodes = _without_absorbed(nodes, taken)
+    replace_nodes(graph, _without_unread(nodes, {output.name for output in graph.output}))
+    drop_unused_constants(graph)
+    _describe_taken(graph, taken)
     del lowered.functions[:]
-    standard = [entry for entry in model.opset_import if entry.domain != MDCONV_DOMAIN]
+    kept = [entry for entry in model.opset_import if taken or entry.domain != MDCONV_DOMAIN]
     del lowered.opset_import[:]
-    lowered.opset_import.extend(standard)
+    lowered.opset_import.extend(kept)
     return lowered
+
+
+def kept_padded(model: onnx.ModelProto) -> dict[str, str]:
+    """Which `MDConv` nodes of `model` lowering ``plugin`` leaves to a padded convolution, and why, by name."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    fuse_activations(copy.graph)
+    return plugin_forms(copy.graph).refused
+
+
+def _take(graph: onnx.GraphProto) -> dict[str, PluginForm]:
+    """Fuse activations in `graph`; returns the nodes that the plugin can have, by name. Raises `UsageError` if none."""
+    fuse_activations(graph)
+    forms = plugin_forms(graph)
+    if not forms.taken:
+        why = "; ".join(f"{name}: {reason}" for name, reason in forms.refused.items()) or "the network has no MDConv"
+        raise UsageError(f"lowering 'plugin' has nothing to do ({why}): use --lowering auto, padded or split")
+    return forms.taken
+
+
+def _without_absorbed(nodes: list[onnx.NodeProto], taken: dict[str, PluginForm]) -> list[onnx.NodeProto]:
+    """Drop the QuantizeLinear nodes whose work `taken` does, and let their readers read it there."""
+    replaced = {name: form.node.output[0] for form in taken.values() for name in form.absorbed}
+    left = [node for node in nodes if node.op_type == MDCONV or node.output[0] not in replaced]
+    for node in left:
+        for position, name in enumerate(node.input):
+            node.input[position] = replaced.get(name, name)
+    return left
+
+
+def _describe_taken(graph: onnx.GraphProto, taken: dict[str, PluginForm]) -> None:
+    """Declare types and shapes of what `taken` put out, which nothing can infer, and forget tensors that are gone."""
+    known = {value.name: value for value in graph.value_info}
+    for form in taken.values():
+        if form.absorbed and form.before in known:
+            value = graph.value_info.add()
+            value.CopyFrom(known[form.before])
+            value.name = form.node.output[0]
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    made_by = producers(graph)
+    values = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.value_info if v.name in made_by]
+    del graph.value_info[:]
+    graph.value_info.extend(values)
 
 
 def _padded(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:

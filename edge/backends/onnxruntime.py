@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,23 @@ from numpy.typing import NDArray
 from edge.backends import Outputs
 from edge.bundle import Bundle
 from edge.errors import BundleError, MachineError
+
+
+def model_to_run(bundle: Bundle) -> Path:
+    """The file of the bundle's lowering; the one with `MDConv` as a function where that needs the TensorRT plugin.
+
+    Raises `BundleError` if the manifest names a file that it does not list.
+    """
+    lowering = bundle.manifest["lowering"]
+    name = lowering.get("builder_model", bundle.model_path.name)
+    if lowering.get("kind") == "plugin":
+        return bundle.model_path
+    path = bundle.path(name)
+    if path is None:
+        raise BundleError(
+            f"{bundle.directory}: lowering names {name}, which files does not list: copy the bundle again"
+        )
+    return path
 
 
 class OnnxRuntimeBackend:
@@ -35,21 +53,23 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         # Spinning threads would take the cores from the threads that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        model = model_to_run(bundle)
         try:
-            self._session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's exceptions share no base class
             raise BundleError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.model_path}: {_first_line(error)}: "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {_first_line(error)}: "
                 "build the bundle anew, or install the ONNX Runtime that it was built with"
             ) from None
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs() if output.name in ("logits", "cam")]
         if "logits" not in self._outputs:
-            raise BundleError(f"{bundle.model_path} has no output named logits: build the bundle anew")
+            raise BundleError(f"{model} has no output named logits: build the bundle anew")
         self.facts: dict[str, Any] = {
             "onnxruntime": onnxruntime.__version__,
             "provider": "CPUExecutionProvider",
             "threads": threads,
+            "model": model.name,
         }
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:

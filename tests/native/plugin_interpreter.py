@@ -35,13 +35,16 @@ class PluginInterpreter:
         nodes: list[onnx.NodeProto] = []
         for position, node in enumerate(graph.node):
             if node.op_type == "MDConv":
-                self._steps += [self._segment(nodes, graph.node[position:]), node]
+                self._add_segment(nodes, graph.node[position:])
+                self._steps.append(node)
                 nodes = []
             else:
                 nodes.append(node)
-        self._steps.append(self._segment(nodes, []))
+        self._add_segment(nodes, [])
 
-    def _segment(self, nodes: list[onnx.NodeProto], later: Any) -> Segment:
+    def _add_segment(self, nodes: list[onnx.NodeProto], later: Any) -> None:
+        if not nodes:
+            return
         graph = self._model.graph
         made = {name for node in nodes for name in node.output}
         read = dict.fromkeys(name for node in nodes for name in node.input if name)
@@ -59,7 +62,7 @@ class PluginInterpreter:
         standard = [entry for entry in self._model.opset_import if not entry.domain]
         content = helper.make_model(part, opset_imports=standard, ir_version=self._model.ir_version)
         session = onnxruntime.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
-        return Segment(session, inputs, outputs)
+        self._steps.append(Segment(session, inputs, outputs))
 
     def run(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The model's outputs by name; `image` is its one input."""

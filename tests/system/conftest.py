@@ -38,5 +38,5 @@ def fp32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``make.py --fp32``, without its gate: it is the reference itself."""
     return build(
         tmp_path_factory.mktemp("bundles") / "fp32",
-        *("--fp32", "--backend", "onnxruntime", "--no-gate", "--calibration-images", "16"),
+        *("--fp32", "--backend", "onnxruntime", "--lowering", "padded", "--no-gate", "--calibration-images", "16"),
     )

@@ -9,52 +9,20 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from build_engine.export import to_onnx
-from build_engine.lowering import OPSET, choose, lower, mdconv_function, mdconv_node
+from build_engine.lowering import lower
 from build_engine.precision import to_float16
 from calibration.graph import attributes, initializers, producers
 from calibration.quantize import Placement, insert
-from edge.errors import MachineError, UsageError
+from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
 from mdconv.layers import mdconv_reference
 from tests.unit.build_engine.random_networks import random_checkpoint, random_images, run
+from tests.unit.build_engine.small_models import single
 
 CLIPS = {"none": (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
-
-
-def single(
-    kernel_sizes: tuple[int, ...], splits: tuple[int, ...], stride: int, activation: str
-) -> tuple[onnx.ModelProto, list[NDArray[np.float32]], NDArray[np.float32]]:
-    """A model of one `MDConv`, the kernels of its groups, and its bias."""
-    rng = np.random.default_rng(sum(kernel_sizes) + stride)
-    largest = max(kernel_sizes)
-    kernels = [rng.normal(size=(c, 1, k, k)).astype(np.float32) for k, c in zip(kernel_sizes, splits)]
-    margins = [(largest - k) // 2 for k in kernel_sizes]
-    weight = np.concatenate([np.pad(w, [(0, 0), (0, 0), (m, m), (m, m)]) for w, m in zip(kernels, margins)])
-    bias = rng.normal(size=sum(splits)).astype(np.float32)
-    node = mdconv_node(
-        "md",
-        ("X", "W", "B"),
-        "Y",
-        kernel_sizes=kernel_sizes,
-        channel_splits=splits,
-        stride=stride,
-        activation=activation,
-    )
-    channels = sum(splits)
-    graph = helper.make_graph(
-        [node],
-        "single",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["N", channels, None, None])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", channels, None, None])],
-        [numpy_helper.from_array(weight, "W"), numpy_helper.from_array(bias, "B")],
-    )
-    domains = [helper.make_opsetid("", OPSET), helper.make_opsetid("mdconv", 1)]
-    model = helper.make_model(graph, functions=[mdconv_function(activation)], opset_imports=domains, ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    return model, kernels, bias
 
 
 def reference(
@@ -164,23 +132,9 @@ def test_float16(checkpoint: Checkpoint, kind: str) -> None:
         np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
 
 
-def test_choice_says_why() -> None:
-    assert choose("split", "onnxruntime") == ("split", "asked for")
-    kind, reason = choose("auto", "tensorrt")
-    assert kind == "padded"
-    assert "not timed" in reason
-    assert "tensorrt" in reason
-
-
-def test_plugin_names_what_is_missing(checkpoint: Checkpoint) -> None:
-    for call in (lambda: choose("plugin", "tensorrt"), lambda: lower(to_onnx(checkpoint), "plugin")):
-        with pytest.raises(MachineError, match=r"libmdconv_plugin\.so"):
-            call()
-
-
-def test_unknown_kind() -> None:
+def test_unknown_kind(checkpoint: Checkpoint) -> None:
     with pytest.raises(UsageError, match="'fused' is none of"):
-        choose("fused", "tensorrt")
+        lower(to_onnx(checkpoint), "fused")
 
 
 @pytest.mark.parametrize("kind", ["function", "padded", "split"])
