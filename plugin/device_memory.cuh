@@ -44,19 +44,20 @@ __device__ __forceinline__ unsigned char* shared_bytes() {
     return reinterpret_cast<unsigned char*>(dynamic);
 }
 
-// `offset` counts bytes from the start of the block's dynamic shared memory.
+// `offset` counts bytes from the start of the block's dynamic shared memory. It is signed, so that the compiler may
+// take a constant part of it into the instruction.
 template <typename V>
-__device__ __forceinline__ V load_shared(uint32_t offset) {
+__device__ __forceinline__ V load_shared(int32_t offset) {
     return *reinterpret_cast<V const*>(shared_bytes() + offset);
 }
 
 template <typename V>
-__device__ __forceinline__ void store_shared(uint32_t offset, V value) {
+__device__ __forceinline__ void store_shared(int32_t offset, V value) {
     *reinterpret_cast<V*>(shared_bytes() + offset) = value;
 }
 
 template <typename V>
-__device__ __forceinline__ void store_shared_if(bool wanted, uint32_t offset, V value) {
+__device__ __forceinline__ void store_shared_if(bool wanted, int32_t offset, V value) {
     if (wanted) {
         *reinterpret_cast<V*>(shared_bytes() + offset) = value;
     }

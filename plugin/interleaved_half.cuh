@@ -23,16 +23,16 @@ struct PairRows {
     static constexpr int kWords = kStride * (kColumns - 1) + kSize;
 
     // words[i] is two channels of the pixel under kernel column i of the first output, then to its right.
-    __device__ __forceinline__ static void load_row(uint32_t address, uint32_t (&words)[kWords]) {
+    __device__ __forceinline__ static void load_row(int32_t address, uint32_t (&words)[kWords]) {
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
             words[i] = load_shared<uint32_t>(address + pixel_offset<kStride>(kLeft - kSize / 2 + i));
         }
     }
 
-    __device__ __forceinline__ static __half2 weight_at(KernelParams const& p, uint32_t weights, int i, int j) {
+    __device__ __forceinline__ static __half2 weight_at(KernelParams const& p, int32_t weights, int i, int j) {
         int32_t const index = i * p.weight_size + j;
-        return as_half2(load_shared<uint32_t>(weights + static_cast<uint32_t>(4 * kInterleavedPair * index)));
+        return as_half2(load_shared<uint32_t>(weights + 4 * kInterleavedPair * index));
     }
 
     __device__ __forceinline__ static __half2 kernel_row(uint32_t const (&words)[kWords], int column,
@@ -47,7 +47,7 @@ struct PairRows {
 
     // Two channels of kColumns results a row. `weights` is the pair's first kernel row, `address` the pixel kLeft
     // before the first output's in its first kernel row. Summed as in HalfRows.
-    __device__ __forceinline__ static void run(KernelParams const& p, uint32_t weights, __half2 bias, uint32_t address,
+    __device__ __forceinline__ static void run(KernelParams const& p, int32_t weights, __half2 bias, int32_t address,
                                                uint32_t (&results)[kRows][kColumns]) {
         if constexpr (kSize == 7) {
             constexpr int kHalf = (kRows + 1) / 2;  // float32 sums of all rows would fill the registers
@@ -58,8 +58,8 @@ struct PairRows {
         }
     }
 
-    __device__ __forceinline__ static void run_by_input_row(KernelParams const& p, uint32_t weights, __half2 bias,
-                                                            uint32_t address, uint32_t (&results)[kRows][kColumns]) {
+    __device__ __forceinline__ static void run_by_input_row(KernelParams const& p, int32_t weights, __half2 bias,
+                                                            int32_t address, uint32_t (&results)[kRows][kColumns]) {
         __half2 weight[kSize][kSize];
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
@@ -73,7 +73,7 @@ struct PairRows {
         for (int input_row = 0; input_row < kStride * (kRows - 1) + kSize; ++input_row) {
             uint32_t words[kWords];
             load_row(address, words);
-            address += static_cast<uint32_t>(p.pitch);
+            address += p.pitch;
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
                 int const i = input_row - kStride * r;
@@ -93,8 +93,8 @@ struct PairRows {
     }
 
     template <int kFrom, int kTo>
-    __device__ __forceinline__ static void run_by_kernel_row(KernelParams const& p, uint32_t weights, __half2 bias,
-                                                             uint32_t address, uint32_t (&results)[kRows][kColumns]) {
+    __device__ __forceinline__ static void run_by_kernel_row(KernelParams const& p, int32_t weights, __half2 bias,
+                                                             int32_t address, uint32_t (&results)[kRows][kColumns]) {
         float low[kTo - kFrom][kColumns], high[kTo - kFrom][kColumns];
 #pragma unroll
         for (int r = 0; r < kTo - kFrom; ++r) {
@@ -114,7 +114,7 @@ struct PairRows {
 #pragma unroll
             for (int r = 0; r < kTo - kFrom; ++r) {
                 uint32_t words[kWords];
-                load_row(address + static_cast<uint32_t>((kStride * (r + kFrom) + i) * p.pitch), words);
+                load_row(address + (kStride * (r + kFrom) + i) * p.pitch, words);
 #pragma unroll
                 for (int o = 0; o < kColumns; ++o) {
                     __half2 const row = kernel_row(words, o, weight, __half2half2(__half(0.0f)));
@@ -168,26 +168,20 @@ __device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& 
         int64_t const offset = half_offset<kLayout>(p, tile.image, channel, p.height, p.width, y, x);
         uint4 const pixel = load_global_if<uint4>(inside, static_cast<unsigned char const*>(p.x) + offset);
         int32_t const target = tile_row * p.pitch + pixel_offset<kStride>(column) + 16 * static_cast<int32_t>(item & 1);
-        store_shared<uint4>(static_cast<uint32_t>(target), pixel);
+        store_shared<uint4>(target, pixel);
     }
 }
 
 // Weights of pairs of channels side by side: word (tap, pair).
-__device__ __forceinline__ void pack_pairs(KernelParams const& p, Tile const& tile, uint32_t early) {
-    uint32_t const taps = static_cast<uint32_t>(p.weight_size * p.weight_size);
-    for (uint32_t item = threadIdx.x; item < kInterleavedPair * taps; item += blockDim.x) {
-        uint32_t const pair = item % kInterleavedPair;
-        uint32_t const tap = item / kInterleavedPair;
-        uint32_t const raw = static_cast<uint32_t>(p.weight_offset) + early;
-        uint32_t word = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < 2; ++i) {
-            uint32_t const channel = 2 * pair + i;
-            if (static_cast<int32_t>(channel) < tile.planes) {
-                word |= static_cast<uint32_t>(load_shared<uint16_t>(raw + 2 * (channel * taps + tap))) << (16 * i);
-            }
-        }
-        store_shared<uint32_t>(static_cast<uint32_t>(p.slot_offset) + 4 * item, word);
+__device__ __forceinline__ void pack_pairs(KernelParams const& p, Tile const& tile, int32_t early) {
+    int32_t const taps = p.weight_size * p.weight_size;
+    for (int32_t item = static_cast<int32_t>(threadIdx.x); item < kInterleavedPair * taps;
+         item += static_cast<int32_t>(blockDim.x)) {
+        int32_t const first = 2 * (item % kInterleavedPair);
+        int32_t const raw = p.weight_offset + early + 2 * (first * taps + item / kInterleavedPair);
+        uint32_t const low = first < tile.planes ? load_shared<uint16_t>(raw) : 0;
+        uint32_t const high = first + 1 < tile.planes ? load_shared<uint16_t>(raw + 2 * taps) : 0;
+        store_shared<uint32_t>(p.slot_offset + 4 * item, low | high << 16);
     }
 }
 
@@ -198,14 +192,14 @@ __device__ __forceinline__ uint32_t load_half(void const* values, int32_t index,
 constexpr int32_t kInterleavedThreads = 256;
 
 template <Layout kLayout, int kStride, int kRows, bool kHardswish>
-__global__ void __launch_bounds__(kInterleavedThreads, 3)
+__global__ void __launch_bounds__(kInterleavedThreads, kBlocksOfSm)
     interleaved_half_kernel(__grid_constant__ KernelParams const p) {
     Tile const tile = tile_of_block<kStride>(p);
     int32_t const taps = p.weight_size * p.weight_size;
     fetch_pixels<kLayout, kStride>(p, tile);
     uint32_t const early =
         copy_flat(p.weight, 2 * static_cast<int64_t>(p.channels) * taps, 2 * static_cast<int64_t>(tile.channel) * taps,
-                  2 * tile.planes * taps, static_cast<uint32_t>(p.weight_offset), 0);
+                  2 * tile.planes * taps, p.weight_offset);
     // Eight pairs of one pixel are neighbours, so that a warp writes whole sectors.
     uint32_t const pair = threadIdx.x % kInterleavedPair;
     uint32_t x;

@@ -26,6 +26,19 @@ struct FastDivisor {
     }
 };
 
+// The same in two instructions, where n * d < 2^31, as for anything that is counted inside a block: n / d is the high
+// word of 2 n * ceil(2^31 / d), whose error n * (ceil(2^31 / d) * d - 2^31) / d / 2^31 is less than the 1 / d to the
+// next quotient.
+struct SmallDivisor {
+    uint32_t divisor;
+    uint32_t multiplier;
+
+    static SmallDivisor of(int32_t d) {
+        uint32_t const divisor = static_cast<uint32_t>(d);
+        return {divisor, ((uint32_t{1} << 31) + divisor - 1) / divisor};
+    }
+};
+
 struct KernelParams {
     void const* x;
     void const* weight;
@@ -47,25 +60,26 @@ struct KernelParams {
     // many rows as the tactic says; threads_x of them lie side by side, threads_y below one another.
     int32_t planes, tile_rows, tile_columns;
     int32_t tiles_x;
-    FastDivisor by_tiles_x, by_threads_x, by_threads_plane;
+    FastDivisor by_tiles_x;
+    SmallDivisor by_threads_x, by_threads_plane;
 
     // The padded tile in shared memory, in bytes: rows of `pitch`, the image's first column of the tile `margin` behind
     // a row's start.
     int32_t in_rows, pitch, plane_stride, margin;
-    FastDivisor by_in_rows, by_height;
+    SmallDivisor by_in_rows, by_height;
 
     // Linear layout. `granule` is the largest power of two up to 16 that divides a row's bytes.
     int32_t granule;
-    FastDivisor by_row_bytes, by_row_chunks;
+    SmallDivisor by_row_bytes;
     uint32_t tail_mask[4];  // which bytes of a row's last 16 belong to the row
 
     // Interleaved layouts.
-    FastDivisor by_row_quads;
+    SmallDivisor by_row_quads;
 
     // Offsets in shared memory, in bytes: the padded tile (then the results) is at 0.
     int32_t flat_offset;    // the input as it lies in global memory, before it is padded
     int32_t weight_offset;  // weights as they lie in global memory
-    int32_t slot_offset;    // weights as the threads read them
+    int32_t slot_offset;    // what the threads read of a channel beside its weights, or its weights rearranged
     int64_t x_bytes;        // of the whole tensor
 };
 

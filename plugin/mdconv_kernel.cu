@@ -12,9 +12,9 @@ namespace mdconv {
 
 namespace {
 
-constexpr Tactic kInt8Tactics[] = {{7, 256}, {14, 256}, {4, 256}, {7, 128}, {14, 128}, {4, 128}};
-constexpr Tactic kInt8WideTactics[] = {{14, 448}, {7, 448}, {4, 448}, {14, 256}, {7, 256}};
-constexpr Tactic kFloatTactics[] = {{7, 256}, {4, 256}, {7, 128}, {4, 128}};
+constexpr Tactic kPlanarTactics[] = {{7, 256}, {14, 256}, {4, 256}, {7, 128}, {14, 128}, {4, 128}};
+constexpr Tactic kWideTactics[] = {{14, 448}, {7, 448}, {4, 448}, {14, 256}, {7, 256}};
+constexpr Tactic kFewRowsTactics[] = {{7, 256}, {4, 256}, {7, 128}, {4, 128}};
 
 // A thread of stride 2 has half the rows, from as many input rows.
 Tactic for_stride(Tactic tactic, int32_t stride) { return {(tactic.rows + stride - 1) / stride, tactic.threads}; }
@@ -30,10 +30,11 @@ TacticList list_of(Tactic const (&tactics)[kCount]) {
 }
 
 TacticList tactics_of(DataType type, Layout layout) {
-    if (type != DataType::kInt8) {
-        return list_of(kFloatTactics);
+    if (layout == Layout::kChw32) {
+        return list_of(kWideTactics);
     }
-    return layout == Layout::kChw32 ? list_of(kInt8WideTactics) : list_of(kInt8Tactics);
+    bool const many_rows = type == DataType::kInt8 || (type == DataType::kFloat16 && layout == Layout::kLinear);
+    return many_rows ? list_of(kPlanarTactics) : list_of(kFewRowsTactics);
 }
 
 bool has_layout(DataType type, Layout layout) {

@@ -6,10 +6,12 @@
 namespace mdconv {
 
 Kernel half_kernel(Layout layout, int32_t stride, int32_t rows, bool hardswish) {
-    return select_kernel<4, 7>(stride, rows, hardswish, [layout](auto c) -> Kernel {
-        if (layout == Layout::kLinear) {
+    if (layout == Layout::kLinear) {
+        return select_kernel<4, 7, 14>(stride, rows, hardswish, [](auto c) -> Kernel {
             return planar_kernel<DataType::kFloat16, Layout::kLinear, c.kStride, c.kRows, c.kHardswish>;
-        }
+        });
+    }
+    return select_kernel<4, 7>(stride, rows, hardswish, [layout](auto c) -> Kernel {
         if (layout == Layout::kHwc8) {
             return interleaved_half_kernel<Layout::kHwc8, c.kStride, c.kRows, c.kHardswish>;
         }

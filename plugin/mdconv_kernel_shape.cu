@@ -80,14 +80,13 @@ KernelParams params_of(Problem const& problem) {
     params.y_scale = problem.y_scale;
     int32_t const row_bytes = problem.width * bytes_of(problem.type) * (problem.layout == Layout::kChw4 ? 4 : 1);
     params.granule = largest_granule(row_bytes);
-    params.by_row_bytes = FastDivisor::of(static_cast<uint32_t>(row_bytes));
-    params.by_row_chunks = FastDivisor::of(static_cast<uint32_t>(ceil_div(row_bytes, 16)));
+    params.by_row_bytes = SmallDivisor::of(row_bytes);
     for (int32_t i = 0; i < 4; ++i) {
         int32_t const tail = (row_bytes - 1) % 16 + 1;  // bytes in a row's last 16
         int32_t const bytes = std::min(std::max(tail - 4 * i, 0), 4);
         params.tail_mask[i] = bytes == 4 ? ~0u : (1u << (8 * bytes)) - 1;
     }
-    params.by_height = FastDivisor::of(static_cast<uint32_t>(problem.height));
+    params.by_height = SmallDivisor::of(problem.height);
     params.x_bytes = static_cast<int64_t>(problem.batch) * stored_channels(problem) * problem.height * problem.width *
                      bytes_of(problem.type);
     return params;
@@ -105,9 +104,9 @@ void set_block(Problem const& problem, Tactic tactic, Block block, KernelParams&
     params.tiles_x = ceil_div(params.out_width, params.tile_columns);
     params.in_rows = (params.tile_rows - 1) * problem.stride + 1 + 2 * params.pad;
     params.by_tiles_x = FastDivisor::of(static_cast<uint32_t>(params.tiles_x));
-    params.by_threads_x = FastDivisor::of(static_cast<uint32_t>(block.x));
-    params.by_threads_plane = FastDivisor::of(static_cast<uint32_t>(block.x * block.y));
-    params.by_in_rows = FastDivisor::of(static_cast<uint32_t>(params.in_rows));
+    params.by_threads_x = SmallDivisor::of(block.x);
+    params.by_threads_plane = SmallDivisor::of(block.x * block.y);
+    params.by_in_rows = SmallDivisor::of(params.in_rows);
 }
 
 int32_t threads_of(Problem const& problem, Block block) {
@@ -230,7 +229,7 @@ void lay_out_planar(Problem const& problem, int32_t more_pitch, int32_t more_pla
         plane += 4;  // two threads store the halves of a pixel 16 planes apart: on different banks
     }
     params.plane_stride = plane;
-    params.by_row_quads = FastDivisor::of(static_cast<uint32_t>(threads_x * problem.stride + 2));
+    params.by_row_quads = SmallDivisor::of(threads_x * problem.stride + 2);
 
     params.flat_offset = round_up(plane * params.planes, 16);
     int32_t const group = group_of(problem.layout);
@@ -240,7 +239,7 @@ void lay_out_planar(Problem const& problem, int32_t more_pitch, int32_t more_pla
     int32_t const weights = params.planes * params.weight_size * params.weight_size * rules.element;
     params.weight_offset = params.flat_offset + flat;
     params.slot_offset = round_up(params.weight_offset + weights + 32, 16);
-    int32_t const slots = problem.type == DataType::kInt8 ? params.planes * 64 : 0;
+    int32_t const slots = problem.type == DataType::kInt8 ? 8 * params.planes : 0;  // a factor and an offset a channel
     int32_t const rows_out = std::min(params.tile_rows, params.out_height);
     int32_t const results = problem.layout == Layout::kChw32
                                 ? 4 * params.planes * (params.tile_rows * threads_x | 1)
@@ -264,7 +263,7 @@ LaunchShape planar_shape(Problem const& problem, Tactic tactic, Block block) {
 void lay_out_interleaved_half(Problem const& problem, LaunchShape& shape) {
     KernelParams& params = shape.params;
     int32_t const columns = (params.tile_columns - 1) * problem.stride + 1 + 2 * params.pad;
-    params.by_row_quads = FastDivisor::of(static_cast<uint32_t>(columns));
+    params.by_row_quads = SmallDivisor::of(columns);
     int32_t const last = 4 - params.pad + columns;  // kLeft columns before the tile's first, of which some are loaded
     params.pitch = kPixelBytes * (last + last / (kColumns * problem.stride) + 1);
     params.weight_offset = params.in_rows * params.pitch;

@@ -24,7 +24,7 @@ template <Layout kLayout>
 constexpr int kPlanarThreads = kLayout == Layout::kChw32 ? 448 : 256;
 
 template <Layout kLayout>
-constexpr int kPlanarBlocks = kLayout == Layout::kChw32 ? 2 : 3;  // a multiprocessor, for half of its warps
+constexpr int kPlanarBlocks = kLayout == Layout::kChw32 ? kBlocksOfSm - 1 : kBlocksOfSm;
 
 template <DataType kType, Layout kLayout, int kStride>
 using TileOf = std::conditional_t<kLayout == Layout::kLinear, LinearTile<kBytesOf<kType>, kStride>,
@@ -36,11 +36,10 @@ using RowsOf =
                        std::conditional_t<kType == DataType::kFloat16, HalfRows<kSize, kStride, kRows, kHardswish>,
                                           FloatRows<kSize, kStride, kRows, kHardswish>>>;
 
-// What turns a channel's sums into output codes.
+// What turns a channel's sums into output codes. Thread i works it out for channel i of the block.
 struct Requantization {
     float scale, bias;
 
-    // Thread i loads channel i of the block.
     __device__ __forceinline__ static Requantization load(KernelParams const& p, Tile const& tile) {
         bool const mine = static_cast<int32_t>(threadIdx.x) < tile.planes;
         int32_t const channel = tile.channel + static_cast<int32_t>(threadIdx.x);
@@ -50,27 +49,12 @@ struct Requantization {
 
     __device__ __forceinline__ void store(KernelParams const& p, Tile const& tile) const {
         if (static_cast<int32_t>(threadIdx.x) < tile.planes) {
-            uint2 const words =
+            uint2 const factor_and_offset =
                 make_uint2(__float_as_uint(p.x_scale * scale / p.y_scale), __float_as_uint(bias / p.y_scale));
-            uint32_t const word = kInt8SlotWords * threadIdx.x + kInt8FactorWord;
-            store_shared<uint2>(static_cast<uint32_t>(p.slot_offset) + 4 * word, words);
+            store_shared<uint2>(p.slot_offset + 8 * static_cast<int32_t>(threadIdx.x), factor_and_offset);
         }
     }
 };
-
-template <int kStride>
-__device__ __forceinline__ void pack_int8(KernelParams const& p, Tile const& tile, uint32_t raw) {
-    uint32_t const taps = static_cast<uint32_t>(p.weight_size * p.weight_size);
-    for (uint32_t item = threadIdx.x; item < static_cast<uint32_t>(tile.planes) * kInt8SlotWords; item += blockDim.x) {
-        uint32_t const plane = item / kInt8SlotWords;
-        int const word = static_cast<int>(item % kInt8SlotWords);
-        int const size = kernel_size_of(p, tile.channel + static_cast<int32_t>(plane));
-        if (word < (size == 3 ? 4 : size == 5 ? 12 : kInt8FactorWord)) {
-            pack_int8_word(p, raw + plane * taps, size, kStride, word,
-                           static_cast<uint32_t>(p.slot_offset) + 4 * kInt8SlotWords * plane);
-        }
-    }
-}
 
 template <DataType kType>
 __device__ __forceinline__ auto load_bias(KernelParams const& p, int32_t channel) {
@@ -82,22 +66,42 @@ __device__ __forceinline__ auto load_bias(KernelParams const& p, int32_t channel
     }
 }
 
-// One channel's results of the thread at `place`. `raw` is where the block's weights start in shared memory.
-template <DataType kType, int kSize, int kStride, int kRows, bool kHardswish>
-__device__ __forceinline__ void run_rows(KernelParams const& p, Place const& place, int32_t channel, uint32_t raw,
+// One channel's results of the thread at `place`. `weights` is where the block's start in shared memory.
+template <DataType kType, int kSize, int kTensor, int kStride, int kRows, bool kHardswish>
+__device__ __forceinline__ void run_rows(KernelParams const& p, Place const& place, int32_t channel, int32_t weights,
                                          uint32_t (&results)[kRows][kResultWords<kType>]) {
-    constexpr uint32_t kBytes = kBytesOf<kType>;
-    uint32_t const inset = static_cast<uint32_t>(p.pad - kSize / 2);
-    uint32_t const address = place.plane * static_cast<uint32_t>(p.plane_stride) +
-                             (place.y * kRows * kStride + inset) * static_cast<uint32_t>(p.pitch) +
-                             static_cast<uint32_t>(p.margin) + place.x * kColumns * kStride * kBytes;
+    constexpr int32_t kBytes = kBytesOf<kType>;
+    constexpr int32_t kInset = (kTensor - kSize) / 2;
+    int32_t const plane = static_cast<int32_t>(place.plane);
+    int32_t const first_row = static_cast<int32_t>(place.y) * kRows * kStride + kInset;
+    int32_t const first_column = static_cast<int32_t>(place.x) * kColumns * kStride;
+    int32_t const address = plane * p.plane_stride + first_row * p.pitch + p.margin + first_column * kBytes;
+    weights += kBytes * kTensor * kTensor * plane;
     RowsOf<kType, kSize, kStride, kRows, kHardswish> rows;
     if constexpr (kType == DataType::kInt8) {
-        rows.run(p, static_cast<uint32_t>(p.slot_offset) + 4 * kInt8SlotWords * place.plane, address, results);
+        rows.template run<kTensor>(p, weights, p.slot_offset + 8 * plane, address, results);
     } else {
-        uint32_t const taps = static_cast<uint32_t>(p.weight_size * p.weight_size);
-        uint32_t const first = place.plane * taps + inset * static_cast<uint32_t>(p.weight_size) + inset;
-        rows.run(p, raw + kBytes * first, load_bias<kType>(p, channel), address, results);
+        rows.template run<kTensor>(p, weights, load_bias<kType>(p, channel), address, results);
+    }
+}
+
+// The channel's kernel size and that of the weight tensor, as template constants.
+template <DataType kType, int kStride, int kRows, bool kHardswish>
+__device__ __forceinline__ void run_channel(KernelParams const& p, Place const& place, int32_t channel, int32_t weights,
+                                            uint32_t (&results)[kRows][kResultWords<kType>]) {
+    int32_t const size = kernel_size_of(p, channel);
+    if (size == 7) {
+        run_rows<kType, 7, 7, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+    } else if (size == 5 && p.weight_size == 7) {
+        run_rows<kType, 5, 7, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+    } else if (size == 5) {
+        run_rows<kType, 5, 5, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+    } else if (p.weight_size == 7) {
+        run_rows<kType, 3, 7, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+    } else if (p.weight_size == 5) {
+        run_rows<kType, 3, 5, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+    } else {
+        run_rows<kType, 3, 3, kStride, kRows, kHardswish>(p, place, channel, weights, results);
     }
 }
 
@@ -110,10 +114,9 @@ __global__ void __launch_bounds__(kPlanarThreads<kLayout>, kPlanarBlocks<kLayout
     int64_t const taps = p.weight_size * p.weight_size;
 
     data.fetch();
-    uint32_t const raw =
-        static_cast<uint32_t>(p.weight_offset) +
-        copy_flat(p.weight, kBytes * p.channels * taps, kBytes * tile.channel * taps,
-                  static_cast<int32_t>(kBytes * tile.planes * taps), static_cast<uint32_t>(p.weight_offset), 0);
+    int32_t const weights =
+        p.weight_offset + copy_flat(p.weight, kBytes * p.channels * taps, kBytes * tile.channel * taps,
+                                    static_cast<int32_t>(kBytes * tile.planes * taps), p.weight_offset);
     Requantization requantization{};
     if constexpr (kType == DataType::kInt8) {
         requantization = Requantization::load(p, tile);
@@ -123,7 +126,6 @@ __global__ void __launch_bounds__(kPlanarThreads<kLayout>, kPlanarBlocks<kLayout
     data.pad();
     if constexpr (kType == DataType::kInt8) {
         requantization.store(p, tile);
-        pack_int8<kStride>(p, tile, raw);
     }
     __syncthreads();
 
@@ -132,14 +134,7 @@ __global__ void __launch_bounds__(kPlanarThreads<kLayout>, kPlanarBlocks<kLayout
     bool const in_tile = place.plane < static_cast<uint32_t>(p.planes);
     uint32_t results[kRows][kResultWords<kType>] = {};
     if (in_tile && channel < p.channels) {
-        int32_t const size = kernel_size_of(p, channel);
-        if (size == 3) {
-            run_rows<kType, 3, kStride, kRows, kHardswish>(p, place, channel, raw, results);
-        } else if (size == 5) {
-            run_rows<kType, 5, kStride, kRows, kHardswish>(p, place, channel, raw, results);
-        } else {
-            run_rows<kType, 7, kStride, kRows, kHardswish>(p, place, channel, raw, results);
-        }
+        run_channel<kType, kStride, kRows, kHardswish>(p, place, channel, weights, results);
     }
     // Padding channels of an interleaved layout are written, as zeros.
     bool const stored =

@@ -13,7 +13,7 @@ struct FloatRows {
     // pixels[i] is input column i - 4, counted from the column under the first output.
     static constexpr int kPixels = kStride == 1 ? 12 : 16;
 
-    __device__ __forceinline__ static void load_four(uint32_t address, float* pixels) {
+    __device__ __forceinline__ static void load_four(int32_t address, float* pixels) {
         uint4 const four = load_shared<uint4>(address);
         pixels[0] = __uint_as_float(four.x);
         pixels[1] = __uint_as_float(four.y);
@@ -21,17 +21,17 @@ struct FloatRows {
         pixels[3] = __uint_as_float(four.w);
     }
 
-    __device__ __forceinline__ static void load_two(uint32_t address, float* pixels) {
+    __device__ __forceinline__ static void load_two(int32_t address, float* pixels) {
         uint2 const two = load_shared<uint2>(address);
         pixels[0] = __uint_as_float(two.x);
         pixels[1] = __uint_as_float(two.y);
     }
 
-    __device__ __forceinline__ static void load_one(uint32_t address, float* pixels) {
+    __device__ __forceinline__ static void load_one(int32_t address, float* pixels) {
         pixels[0] = __uint_as_float(load_shared<uint32_t>(address));
     }
 
-    __device__ __forceinline__ static void load_row(uint32_t address, float (&pixels)[kPixels]) {
+    __device__ __forceinline__ static void load_row(int32_t address, float (&pixels)[kPixels]) {
         constexpr int kPad = kSize / 2;
         if constexpr (kPad == 1) {
             load_one(address - 4, pixels + 3);
@@ -64,7 +64,8 @@ struct FloatRows {
     }
 
     // Sixteen bytes of results a row; `weights` and `address` as in HalfRows.
-    __device__ __forceinline__ void run(KernelParams const& p, uint32_t weights, float bias, uint32_t address,
+    template <int kTensor>
+    __device__ __forceinline__ void run(KernelParams const& p, int32_t weights, float bias, int32_t address,
                                         uint32_t (&results)[kRows][kColumns]) {
         float sums[kRows][kColumns];
 #pragma unroll
@@ -75,9 +76,9 @@ struct FloatRows {
             }
         }
         if constexpr (kSize == 7) {
-            add_by_kernel_row(p, weights, address, sums);
+            add_by_kernel_row<kTensor>(p, weights, address, sums);
         } else {
-            add_by_input_row(p, weights, address, sums);
+            add_by_input_row<kTensor>(p, weights + (kTensor - kSize) / 2 * (kTensor + 1) * 4, address, sums);
         }
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -89,21 +90,22 @@ struct FloatRows {
     }
 
     // Each input row is read once and serves all kernel rows.
-    __device__ __forceinline__ void add_by_input_row(KernelParams const& p, uint32_t weights, uint32_t address,
+    template <int kTensor>
+    __device__ __forceinline__ void add_by_input_row(KernelParams const& p, int32_t weights, int32_t address,
                                                      float (&sums)[kRows][kColumns]) {
         float weight[kSize][kSize];
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
 #pragma unroll
             for (int j = 0; j < kSize; ++j) {
-                load_one(weights + static_cast<uint32_t>(4 * (i * p.weight_size + j)), &weight[i][j]);
+                load_one(weights + 4 * (i * kTensor + j), &weight[i][j]);
             }
         }
 #pragma unroll
         for (int input_row = 0; input_row < kStride * (kRows - 1) + kSize; ++input_row) {
             float pixels[kPixels] = {};
             load_row(address, pixels);
-            address += static_cast<uint32_t>(p.pitch);
+            address += p.pitch;
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
                 int const i = input_row - kStride * r;
@@ -115,19 +117,20 @@ struct FloatRows {
     }
 
     // For the largest kernel, whose weights would fill the registers: one of its rows at a time.
-    __device__ __forceinline__ void add_by_kernel_row(KernelParams const& p, uint32_t weights, uint32_t address,
+    template <int kTensor>
+    __device__ __forceinline__ void add_by_kernel_row(KernelParams const& p, int32_t weights, int32_t address,
                                                       float (&sums)[kRows][kColumns]) {
 #pragma unroll 1
         for (int i = 0; i < kSize; ++i) {
             float weight[kSize];
 #pragma unroll
             for (int j = 0; j < kSize; ++j) {
-                load_one(weights + static_cast<uint32_t>(4 * (i * p.weight_size + j)), &weight[j]);
+                load_one(weights + 4 * (i * kTensor + j), &weight[j]);
             }
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
                 float pixels[kPixels] = {};
-                load_row(address + static_cast<uint32_t>((kStride * r + i) * p.pitch), pixels);
+                load_row(address + (kStride * r + i) * p.pitch, pixels);
                 add_taps(pixels, weight, sums[r]);
             }
         }

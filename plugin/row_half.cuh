@@ -27,13 +27,40 @@ __device__ __forceinline__ uint32_t activate_half(KernelParams const& p, __half2
     }
 }
 
+// kCount weights that follow one another in shared memory, two in a register; `address` is any multiple of 2. Words are
+// read, up to two bytes before and four behind.
+template <int kCount>
+struct HalfWeights {
+    static constexpr int kWords = (kCount + 1) / 2;
+
+    uint32_t words[kWords];
+
+    __device__ __forceinline__ explicit HalfWeights(int32_t address) {
+        uint32_t const selector = (address & 2) == 0 ? 0x3210 : 0x5432;
+        int32_t const base = address & ~3;
+        uint32_t before = load_shared<uint32_t>(base);
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+            uint32_t const next = load_shared<uint32_t>(base + 4 * i + 4);
+            words[i] = __byte_perm(before, next, selector);
+            before = next;
+        }
+    }
+
+    // Weight `index` in both halves.
+    __device__ __forceinline__ __half2 twice(int index) const {
+        __half2 const pair = as_half2(words[index / 2]);
+        return index % 2 == 0 ? __low2half2(pair) : __high2half2(pair);
+    }
+};
+
 template <int kSize, int kStride, int kRows, bool kHardswish>
 struct HalfRows {
     static constexpr int kPairs = kColumns / 2;
     // words[i] holds input columns 2 i - 4 and 2 i - 3, counted from the column under the first output.
     static constexpr int kWords = kStride == 1 ? 6 : 7;
 
-    __device__ __forceinline__ static void load_row(uint32_t address, uint32_t (&words)[kWords]) {
+    __device__ __forceinline__ static void load_row(int32_t address, uint32_t (&words)[kWords]) {
         if constexpr (kSize == 7) {
             uint2 const before = load_shared<uint2>(address - 8);
             words[0] = before.x;
@@ -70,40 +97,34 @@ struct HalfRows {
         return as_half2(column % 2 == 0 ? here : __byte_perm(here, words[column / 2 + 1], 0x5432));
     }
 
-    __device__ __forceinline__ static __half2 weight_at(uint32_t address) {
-        uint32_t const bits = load_shared<uint16_t>(address);
-        return as_half2(__byte_perm(bits, bits, 0x1010));
-    }
-
-    // Eight bytes of results a row. `weights` is where the kernel's first row starts in shared memory, its rows
-    // p.weight_size apart; `address` that of the pixel under the first output's first kernel row.
-    __device__ __forceinline__ void run(KernelParams const& p, uint32_t weights, __half2 bias, uint32_t address,
+    // Eight bytes of results a row. `weights` is where the channel's (kTensor, kTensor) weights start in shared memory,
+    // the kernel in their middle; `address` that of the pixel under the first output's first kernel row.
+    template <int kTensor>
+    __device__ __forceinline__ void run(KernelParams const& p, int32_t weights, __half2 bias, int32_t address,
                                         uint32_t (&results)[kRows][kPairs]) {
         if constexpr (kSize == 7) {
-            run_by_kernel_row(p, weights, bias, address, results);
+            constexpr int kFew = kRows > 7 ? 7 : kRows;  // float32 sums of more rows would fill the registers
+            run_by_kernel_row<0, kFew>(p, weights, bias, address, results);
+            if constexpr (kFew < kRows) {
+                run_by_kernel_row<kFew, kRows>(p, weights, bias, address, results);
+            }
         } else {
-            run_by_input_row(p, weights, bias, address, results);
+            run_by_input_row<kTensor>(p, weights, bias, address, results);
         }
     }
 
     // Each input row is read once and serves all kernel rows. A kernel row's products are summed for themselves, which
     // keeps the rounding error that of short sums.
-    __device__ __forceinline__ void run_by_input_row(KernelParams const& p, uint32_t weights, __half2 bias,
-                                                     uint32_t address, uint32_t (&results)[kRows][kPairs]) {
-        __half2 weight[kSize][kSize];
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) {
-#pragma unroll
-            for (int j = 0; j < kSize; ++j) {
-                weight[i][j] = weight_at(weights + static_cast<uint32_t>(2 * (i * p.weight_size + j)));
-            }
-        }
+    template <int kTensor>
+    __device__ __forceinline__ void run_by_input_row(KernelParams const& p, int32_t weights, __half2 bias,
+                                                     int32_t address, uint32_t (&results)[kRows][kPairs]) {
+        HalfWeights<(kSize - 1) * kTensor + kSize> const kernel(weights + (kTensor - kSize) / 2 * (kTensor + 1) * 2);
         __half2 sums[kRows][kPairs];
 #pragma unroll
         for (int input_row = 0; input_row < kStride * (kRows - 1) + kSize; ++input_row) {
             uint32_t words[kWords] = {};
             load_row(address, words);
-            address += static_cast<uint32_t>(p.pitch);
+            address += p.pitch;
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
                 int const i = input_row - kStride * r;
@@ -112,11 +133,12 @@ struct HalfRows {
                 }
 #pragma unroll
                 for (int pair = 0; pair < kPairs; ++pair) {
-                    __half2 row = i == 0 ? __hfma2(inputs(words, pair, 0), weight[i][0], bias)
-                                         : __hmul2(inputs(words, pair, 0), weight[i][0]);
+                    __half2 const first = kernel.twice(i * kTensor);
+                    __half2 row =
+                        i == 0 ? __hfma2(inputs(words, pair, 0), first, bias) : __hmul2(inputs(words, pair, 0), first);
 #pragma unroll
                     for (int tap = 1; tap < kSize; ++tap) {
-                        row = __hfma2(inputs(words, pair, tap), weight[i][tap], row);
+                        row = __hfma2(inputs(words, pair, tap), kernel.twice(i * kTensor + tap), row);
                     }
                     sums[r][pair] = i == 0 ? row : __hadd2(sums[r][pair], row);
                     if (i == kSize - 1) {
@@ -129,11 +151,12 @@ struct HalfRows {
 
     // For the largest kernel, whose weights would fill the registers: one of its rows at a time. 49 products are many
     // for float16: the rows are summed in float32.
-    __device__ __forceinline__ void run_by_kernel_row(KernelParams const& p, uint32_t weights, __half2 bias,
-                                                      uint32_t address, uint32_t (&results)[kRows][kPairs]) {
-        float sums[kRows][kColumns];
+    template <int kFrom, int kTo>
+    __device__ __forceinline__ void run_by_kernel_row(KernelParams const& p, int32_t weights, __half2 bias,
+                                                      int32_t address, uint32_t (&results)[kRows][kPairs]) {
+        float sums[kTo - kFrom][kColumns];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < kTo - kFrom; ++r) {
 #pragma unroll
             for (int o = 0; o < kColumns; ++o) {
                 sums[r][o] = __low2float(bias);
@@ -141,21 +164,17 @@ struct HalfRows {
         }
 #pragma unroll 1
         for (int i = 0; i < kSize; ++i) {
-            __half2 weight[kSize];
+            HalfWeights<kSize> const kernel_row(weights + 2 * kSize * i);
 #pragma unroll
-            for (int j = 0; j < kSize; ++j) {
-                weight[j] = weight_at(weights + static_cast<uint32_t>(2 * (i * p.weight_size + j)));
-            }
-#pragma unroll
-            for (int r = 0; r < kRows; ++r) {
+            for (int r = 0; r < kTo - kFrom; ++r) {
                 uint32_t words[kWords] = {};
-                load_row(address + static_cast<uint32_t>((kStride * r + i) * p.pitch), words);
+                load_row(address + (kStride * (r + kFrom) + i) * p.pitch, words);
 #pragma unroll
                 for (int pair = 0; pair < kPairs; ++pair) {
-                    __half2 row = __hmul2(inputs(words, pair, 0), weight[0]);
+                    __half2 row = __hmul2(inputs(words, pair, 0), kernel_row.twice(0));
 #pragma unroll
                     for (int tap = 1; tap < kSize; ++tap) {
-                        row = __hfma2(inputs(words, pair, tap), weight[tap], row);
+                        row = __hfma2(inputs(words, pair, tap), kernel_row.twice(tap), row);
                     }
                     sums[r][2 * pair] += __low2float(row);
                     sums[r][2 * pair + 1] += __high2float(row);
@@ -163,11 +182,11 @@ struct HalfRows {
             }
         }
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < kTo - kFrom; ++r) {
 #pragma unroll
             for (int pair = 0; pair < kPairs; ++pair) {
                 __half2 const sum = __floats2half2_rn(sums[r][2 * pair], sums[r][2 * pair + 1]);
-                results[r][pair] = activate_half<kHardswish>(p, sum);
+                results[r + kFrom][pair] = activate_half<kHardswish>(p, sum);
             }
         }
     }

@@ -8,16 +8,6 @@
 
 namespace mdconv {
 
-// A channel's slot in shared memory, in words of four weights:
-//   3x3: word i is kernel row i as (0, w0, w1, w2).
-//   5x5: word i is (w0, w1, w2, w3) of row i; word 5 is w4 of rows 0 to 3; words 6 to 9 hold w4 of row 4 at the byte
-//   where
-//        the pixel stands that column 0 to 3 needs, zeros elsewhere.
-//   7x7: words 2 i and 2 i + 1 are (w0, w1, w2, w3) and (w4, w5, w6, 0) of row i.
-// Then the factor and the offset that turn a sum into output codes.
-constexpr int32_t kInt8SlotWords = 16;
-constexpr int32_t kInt8FactorWord = 14;
-
 // 1.5 * 2^23. A float this large has no fraction bits: adding it rounds to whole numbers, half to even, and the low
 // byte of the sum's bits is the number in two's complement. An int32 sum below 2^22 that starts at its bits is, read as
 // float, the sum plus it.
@@ -37,34 +27,99 @@ __device__ __forceinline__ uint32_t window(uint32_t const* words) {
     }
 }
 
+// A channel's kernel as words of four weights:
+//   3x3: word i is kernel row i as (0, w0, w1, w2).
+//   5x5: word i is (w0, w1, w2, w3) of row i; word 5 is w4 of rows 0 to 3; words 6 to 9 hold w4 of row 4 at the byte
+//   where
+//        the pixel stands that column 0 to 3 needs, zeros elsewhere.
+//   7x7: words 2 i and 2 i + 1 are (w0, w1, w2, w3) and (w4, w5, w6, 0) of row i.
+template <int kSize, int kStride>
+struct Int8Kernel {
+    static constexpr int kWords = kSize == 3 ? 3 : kSize == 5 ? 10 : 14;
+
+    uint32_t words[kWords];
+
+    // From a tensor of (kTensor, kTensor) weights a channel, this channel's at `address` in shared memory, its kernel
+    // in the middle. Up to three bytes before and seven behind are read, too.
+    template <int kTensor>
+    __device__ __forceinline__ void load(int32_t address) {
+        // The bytes of the middle rows, the first of them at byte 0.
+        constexpr int kInset = (kTensor - kSize) / 2;
+        constexpr int kBytes = (kSize - 1) * kTensor + kSize + 1;
+        constexpr int kAligned = (kBytes + 3) / 4 + 1;
+        // A smaller kernel's rows start one column early, with a zero: a 3x3 kernel's word starts so.
+        constexpr int kEarly = kSize == 3 && kInset > 0 ? 1 : 0;
+        int32_t const first = address + kInset * (kTensor + 1) - kEarly;
+        uint32_t bytes[kAligned];
+        load_aligned(first, bytes);
+        if constexpr (kSize == 3) {
+            words[0] = row_of_three<kTensor, kEarly, 0>(bytes);
+            words[1] = row_of_three<kTensor, kEarly, 1>(bytes);
+            words[2] = row_of_three<kTensor, kEarly, 2>(bytes);
+        } else if constexpr (kSize == 5) {
+            words[0] = window<0>(bytes);
+            words[1] = window<kTensor>(bytes);
+            words[2] = window<2 * kTensor>(bytes);
+            words[3] = window<3 * kTensor>(bytes);
+            words[4] = window<4 * kTensor>(bytes);
+            uint32_t const first_two = __byte_perm(window<4>(bytes), window<kTensor + 4>(bytes), 0x0040);
+            uint32_t const next_two =
+                __byte_perm(window<2 * kTensor + 4>(bytes), window<3 * kTensor + 4>(bytes), 0x0040);
+            words[5] = __byte_perm(first_two, next_two, 0x5410);
+            uint32_t const corner = window<4 * kTensor + 4>(bytes) & 0xFF;
+            words[6] = corner << (8 * (2 & 3));
+            words[7] = corner << (8 * ((kStride + 2) & 3));
+            words[8] = corner << (8 * ((2 * kStride + 2) & 3));
+            words[9] = corner << (8 * ((3 * kStride + 2) & 3));
+        } else {
+            rows_of_seven<0>(bytes);
+            rows_of_seven<1>(bytes);
+            rows_of_seven<2>(bytes);
+            rows_of_seven<3>(bytes);
+            rows_of_seven<4>(bytes);
+            rows_of_seven<5>(bytes);
+            rows_of_seven<6>(bytes);
+        }
+    }
+
+    template <int kCount>
+    __device__ __forceinline__ static void load_aligned(int32_t address, uint32_t (&bytes)[kCount]) {
+        uint32_t const selector = 0x3210 + 0x1111 * static_cast<uint32_t>(address & 3);
+        int32_t const base = address & ~3;
+        uint32_t before = load_shared<uint32_t>(base);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            uint32_t const next = load_shared<uint32_t>(base + 4 * i + 4);
+            bytes[i] = __byte_perm(before, next, selector);
+            before = next;
+        }
+    }
+
+    template <int kTensor, int kEarly, int kRow>
+    __device__ __forceinline__ static uint32_t row_of_three(uint32_t const* bytes) {
+        uint32_t const row = window<kTensor * kRow>(bytes);
+        return kEarly == 1 ? row : row << 8;
+    }
+
+    template <int kRow>
+    __device__ __forceinline__ void rows_of_seven(uint32_t const* bytes) {
+        words[2 * kRow] = window<7 * kRow>(bytes);
+        words[2 * kRow + 1] = window<7 * kRow + 4>(bytes) & 0xFFFFFF;
+    }
+};
+
 template <int kSize, int kStride, int kRows, bool kHardswish>
 struct Int8Rows {
     static_assert(kSize == 3 || kSize == 5 || kSize == 7);
 
     // words[0] starts 4 bytes before the input column of the thread's first output.
     static constexpr int kWords = kStride == 1 ? 3 : 4;
-    static constexpr int kWeights = kSize == 3 ? 3 : kSize == 5 ? 10 : 14;
 
-    uint32_t weights[kWeights];
+    Int8Kernel<kSize, kStride> kernel;
     float factor, offset;
     uint32_t fifth[kColumns];  // of the last four input rows, the pixel under w4 of each column; oldest in the low byte
 
-    __device__ __forceinline__ void load_weights(uint32_t slot) {
-#pragma unroll
-        for (int i = 0; i < kWeights; i += 4) {
-            uint4 const four = load_shared<uint4>(slot + 4 * i);
-            uint32_t const word[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-            for (int j = 0; j < 4 && i + j < kWeights; ++j) {
-                weights[i + j] = word[j];
-            }
-        }
-        uint2 const two = load_shared<uint2>(slot + 4 * kInt8FactorWord);
-        factor = __uint_as_float(two.x);
-        offset = __uint_as_float(two.y);
-    }
-
-    __device__ __forceinline__ static void load_row(uint32_t address, uint32_t (&words)[kWords]) {
+    __device__ __forceinline__ static void load_row(int32_t address, uint32_t (&words)[kWords]) {
         if constexpr (kStride == 1) {
             words[0] = load_shared<uint32_t>(address - 4);
             words[1] = load_shared<uint32_t>(address);
@@ -90,9 +145,9 @@ struct Int8Rows {
                 int const i = input_row - kStride * r;
                 if (i >= 0 && i < kSize) {
                     sums[r][kColumn] =
-                        __dp4a(static_cast<int>(left), static_cast<int>(weights[2 * i]), sums[r][kColumn]);
+                        __dp4a(static_cast<int>(left), static_cast<int>(kernel.words[2 * i]), sums[r][kColumn]);
                     sums[r][kColumn] =
-                        __dp4a(static_cast<int>(right), static_cast<int>(weights[2 * i + 1]), sums[r][kColumn]);
+                        __dp4a(static_cast<int>(right), static_cast<int>(kernel.words[2 * i + 1]), sums[r][kColumn]);
                 }
             }
         } else {
@@ -103,13 +158,14 @@ struct Int8Rows {
             for (int r = 0; r < kRows; ++r) {
                 int const i = input_row - kStride * r;
                 if (i >= 0 && i < kSize) {
-                    sums[r][kColumn] = __dp4a(static_cast<int>(left), static_cast<int>(weights[i]), sums[r][kColumn]);
+                    sums[r][kColumn] =
+                        __dp4a(static_cast<int>(left), static_cast<int>(kernel.words[i]), sums[r][kColumn]);
                 }
                 if (kSize == 5 && i == 4) {
                     sums[r][kColumn] =
-                        __dp4a(static_cast<int>(fifth[kColumn]), static_cast<int>(weights[5]), sums[r][kColumn]);
+                        __dp4a(static_cast<int>(fifth[kColumn]), static_cast<int>(kernel.words[5]), sums[r][kColumn]);
                     sums[r][kColumn] =
-                        __dp4a(static_cast<int>(word), static_cast<int>(weights[6 + kColumn]), sums[r][kColumn]);
+                        __dp4a(static_cast<int>(word), static_cast<int>(kernel.words[6 + kColumn]), sums[r][kColumn]);
                 }
             }
             if constexpr (kSize == 5) {
@@ -128,11 +184,15 @@ struct Int8Rows {
         return __float_as_uint(t + kRounder);
     }
 
-    // Four output codes a row, in results[r][0]. `address` is that of the pixel under the first output's first kernel
-    // row.
-    __device__ __forceinline__ void run(KernelParams const& p, uint32_t slot, uint32_t address,
+    // Four output codes a row, in results[r][0]. `weights` is where the channel's (kTensor, kTensor) weights start in
+    // shared memory, `scaling` its factor and offset, `address` the pixel under the first output's first kernel row.
+    template <int kTensor>
+    __device__ __forceinline__ void run(KernelParams const& p, int32_t weights, int32_t scaling, int32_t address,
                                         uint32_t (&results)[kRows][1]) {
-        load_weights(slot);
+        kernel.template load<kTensor>(weights);
+        uint2 const two = load_shared<uint2>(scaling);
+        factor = __uint_as_float(two.x);
+        offset = __uint_as_float(two.y);
         int32_t sums[kRows][kColumns];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -149,7 +209,7 @@ struct Int8Rows {
         for (int input_row = 0; input_row < kStride * (kRows - 1) + kSize; ++input_row) {
             uint32_t words[kWords];
             load_row(address, words);
-            address += static_cast<uint32_t>(p.pitch);
+            address += p.pitch;
             add_row<0>(words, input_row, sums);
             add_row<1>(words, input_row, sums);
             add_row<2>(words, input_row, sums);
@@ -169,36 +229,5 @@ struct Int8Rows {
         }
     }
 };
-
-// Writes word `word` of a channel's slot. `raw` is where the channel's (K, K) weights start in shared memory.
-__device__ __forceinline__ void pack_int8_word(KernelParams const& p, uint32_t raw, int size, int stride, int word,
-                                               uint32_t slot) {
-    int const margin = (p.weight_size - size) / 2;
-    auto const weight = [&](int row, int column) -> uint32_t {
-        return load_shared<uint8_t>(raw + static_cast<uint32_t>((row + margin) * p.weight_size + column + margin));
-    };
-    auto const row_of = [&](int row, int from, int count) {
-        uint32_t packed = 0;
-        for (int i = 0; i < count; ++i) {
-            packed |= weight(row, from + i) << (8 * i);
-        }
-        return packed;
-    };
-    uint32_t packed = 0;
-    if (size == 3) {
-        packed = word < 3 ? row_of(word, 0, 3) << 8 : 0;
-    } else if (size == 7) {
-        packed = word < 14 ? row_of(word / 2, word % 2 * 4, 4 - word % 2) : 0;
-    } else if (word < 5) {
-        packed = row_of(word, 0, 4);
-    } else if (word == 5) {
-        for (int i = 0; i < 4; ++i) {
-            packed |= weight(i, 4) << (8 * i);
-        }
-    } else if (word < 10) {
-        packed = weight(4, 4) << (8 * ((stride * (word - 6) + 2) & 3));
-    }
-    store_shared<uint32_t>(slot + 4 * static_cast<uint32_t>(word), packed);
-}
 
 }  // namespace mdconv

@@ -10,12 +10,25 @@
 
 namespace mdconv {
 
+// Blocks of 256 threads that a multiprocessor is to hold, which bounds the registers of a thread. Three are half of the
+// warps of sm_87. The compiler takes a few more registers for sm_100 and later, and would spill them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksOfSm = 2;
+#else
+constexpr int kBlocksOfSm = 3;
+#endif
+
 __device__ __forceinline__ uint32_t operator/(uint32_t n, FastDivisor const& d) {
     return (__umulhi(n, d.multiplier) + n) >> d.shift;
 }
 
+__device__ __forceinline__ uint32_t operator/(uint32_t n, SmallDivisor const& d) {
+    return __umulhi(2 * n, d.multiplier);
+}
+
 // n / d, and the remainder in `rest`.
-__device__ __forceinline__ uint32_t divide(uint32_t n, FastDivisor const& d, uint32_t& rest) {
+template <typename Divisor>
+__device__ __forceinline__ uint32_t divide(uint32_t n, Divisor const& d, uint32_t& rest) {
     uint32_t const quotient = n / d;
     rest = n - quotient * d.divisor;
     return quotient;
@@ -75,25 +88,29 @@ __device__ __forceinline__ uint4 load_unit(void const* tensor, int64_t offset, i
     if (offset + 16 <= bytes) {
         return load_global<uint4>(start);
     }
-    uint32_t words[4] = {};
-#pragma unroll
+    uint4 unit{};
+#pragma unroll 1
     for (int i = 0; i < 16; ++i) {
-        words[i / 4] |= static_cast<uint32_t>(load_global_if<uint8_t>(offset + i < bytes, start + i)) << (8 * (i % 4));
+        uint32_t const byte = load_global_if<uint8_t>(offset + i < bytes, start + i);
+        unit.x = __funnelshift_r(unit.x, unit.y, 8);
+        unit.y = __funnelshift_r(unit.y, unit.z, 8);
+        unit.z = __funnelshift_r(unit.z, unit.w, 8);
+        unit.w = __funnelshift_r(unit.w, byte, 8);
     }
-    return make_uint4(words[0], words[1], words[2], words[3]);
+    return unit;
 }
 
-// Copies bytes [begin, begin + count) of a tensor to `target` in shared memory by aligned units of 16 bytes. The first
-// unit starts begin % 16 bytes early, which is returned; `behind` units of zeros follow the last one.
-__device__ __forceinline__ uint32_t copy_flat(void const* tensor, int64_t bytes, int64_t begin, int32_t count,
-                                              uint32_t target, int32_t behind) {
+// Copies bytes [begin, begin + count) of a tensor to `target` in shared memory by aligned units of 16 bytes, and zeros
+// for whoever reads up to eight bytes more. The first unit starts begin % 16 bytes early, which is returned.
+__device__ __forceinline__ int32_t copy_flat(void const* tensor, int64_t bytes, int64_t begin, int32_t count,
+                                             int32_t target) {
     int32_t const early = static_cast<int32_t>(begin & 15);
-    int32_t const units = (early + count + 15) >> 4;
-    for (int32_t u = static_cast<int32_t>(threadIdx.x); u < units + behind; u += static_cast<int32_t>(blockDim.x)) {
-        uint4 const unit = u < units ? load_unit(tensor, begin - early + 16 * u, bytes) : uint4{};
-        store_shared<uint4>(target + 16 * static_cast<uint32_t>(u), unit);
+    int32_t const end = early + count;
+    for (int32_t at = 16 * static_cast<int32_t>(threadIdx.x); at < end + 8;
+         at += 16 * static_cast<int32_t>(blockDim.x)) {
+        store_shared<uint4>(target + at, at < end ? load_unit(tensor, begin - early + at, bytes) : uint4{});
     }
-    return static_cast<uint32_t>(early);
+    return early;
 }
 
 template <int kBytes>
@@ -109,19 +126,20 @@ __device__ __forceinline__ void write_flat(void* tensor, int64_t begin, int32_t 
     auto* const target = static_cast<unsigned char*>(tensor) + begin - late;
     for (int32_t at = 16 * static_cast<int32_t>(threadIdx.x); at < end; at += 16 * static_cast<int32_t>(blockDim.x)) {
         if (at >= late && at + 16 <= end) {
-            store_global_if<uint4>(true, target + at, load_shared<uint4>(static_cast<uint32_t>(at)));
+            store_global_if<uint4>(true, target + at, load_shared<uint4>(at));
             continue;
         }
 #pragma unroll 1
         for (int32_t i = max(at, late); i < min(at + 16, end); i += kPiece) {
-            store_global_if<Piece>(true, target + i, load_shared<Piece>(static_cast<uint32_t>(i)));
+            store_global_if<Piece>(true, target + i, load_shared<Piece>(i));
         }
     }
 }
 
-__device__ __forceinline__ void clear_shared(uint32_t begin, uint32_t end) {
-    for (uint32_t i = begin + 16 * threadIdx.x; i < end; i += 16 * blockDim.x) {
-        store_shared<uint4>(i, uint4{});
+__device__ __forceinline__ void clear_shared(int32_t end) {
+#pragma unroll 4
+    for (int32_t at = 16 * static_cast<int32_t>(threadIdx.x); at < end; at += 16 * static_cast<int32_t>(blockDim.x)) {
+        store_shared<uint4>(at, uint4{});
     }
 }
 

@@ -51,17 +51,16 @@ struct InterleavedTile {
         return x >= max(tile.left - p.pad, 0) && x <= min(last, p.width - 1);
     }
 
-    __device__ __forceinline__ uint32_t address(uint32_t plane, int32_t tile_row, int32_t quad) const {
-        return plane * static_cast<uint32_t>(p.plane_stride) +
-               static_cast<uint32_t>(tile_row * p.pitch + p.margin + 4 * quad);
+    __device__ __forceinline__ int32_t address(int32_t plane, int32_t tile_row, int32_t quad) const {
+        return plane * p.plane_stride + tile_row * p.pitch + p.margin + 4 * quad;
     }
 
-    __device__ __forceinline__ void store_channels(uint32_t plane, int32_t tile_row, int32_t quad,
+    __device__ __forceinline__ void store_channels(int32_t plane, int32_t tile_row, int32_t quad,
                                                    uint32_t (&pixels)[4]) const {
         transpose(pixels);
-        uint32_t target = address(plane, tile_row, quad);
+        int32_t target = address(plane, tile_row, quad);
 #pragma unroll
-        for (int i = 0; i < 4; ++i, target += static_cast<uint32_t>(p.plane_stride)) {
+        for (int i = 0; i < 4; ++i, target += p.plane_stride) {
             store_shared<uint32_t>(target, pixels[i]);
         }
     }
@@ -78,7 +77,7 @@ struct Chw32Tile : InterleavedTile<32, kStride> {
     __device__ __forceinline__ void fetch() {
         uint32_t const items = 2 * p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
         for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
-            uint32_t const half = item & 1;
+            int32_t const half = static_cast<int32_t>(item & 1);
             uint32_t column;
             int32_t const tile_row = static_cast<int32_t>(divide(item >> 1, p.by_row_quads, column));
             int32_t const quad = static_cast<int32_t>(column) - 1;
@@ -105,43 +104,42 @@ struct Chw32Tile : InterleavedTile<32, kStride> {
     __device__ __forceinline__ void pad() {}
 
     // Words of four results, one plane a channel; an odd number of words a plane.
-    __device__ __forceinline__ uint32_t staged_plane() const {
-        return static_cast<uint32_t>(p.tile_rows) * p.by_threads_x.divisor | 1;
-    }
+    __device__ __forceinline__ int32_t staged_plane() const { return (p.tile_rows * row_words()) | 1; }
+
+    __device__ __forceinline__ int32_t row_words() const { return static_cast<int32_t>(p.by_threads_x.divisor); }
 
     template <int kRows>
     __device__ __forceinline__ void stage(Place const& place, uint32_t const (&results)[kRows][1]) const {
-        uint32_t const row_words = p.by_threads_x.divisor;
-        uint32_t const first = place.plane * staged_plane() + place.y * kRows * row_words + place.x;
+        int32_t const row = static_cast<int32_t>(place.y) * kRows;
+        int32_t const first = static_cast<int32_t>(place.plane) * staged_plane() + row * row_words();
+        int32_t target = 4 * (first + static_cast<int32_t>(place.x));
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            store_shared<uint32_t>(4 * (first + static_cast<uint32_t>(r) * row_words), results[r][0]);
+        for (int r = 0; r < kRows; ++r, target += 4 * row_words()) {
+            store_shared<uint32_t>(target, results[r][0]);
         }
     }
 
     __device__ __forceinline__ void write() const {
         int32_t const rows = min(p.out_height - tile.row, p.tile_rows);
-        uint32_t const row_words = p.by_threads_x.divisor;
-        uint32_t const items = 2 * row_words * static_cast<uint32_t>(rows);
+        uint32_t const items = 2 * p.by_threads_x.divisor * static_cast<uint32_t>(rows);
         for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
-            uint32_t const half = item & 1;
+            int32_t const half = static_cast<int32_t>(item & 1);
             uint32_t quad;
-            uint32_t const row = divide(item >> 1, p.by_threads_x, quad);
+            int32_t const row = static_cast<int32_t>(divide(item >> 1, p.by_threads_x, quad));
             uint32_t words[4][4];
-            uint32_t const first = 16 * half * staged_plane() + row * row_words + quad;
+            int32_t const first = 16 * half * staged_plane() + row * row_words() + static_cast<int32_t>(quad);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    words[i][j] =
-                        load_shared<uint32_t>(4 * (first + static_cast<uint32_t>(4 * i + j) * staged_plane()));
+                    words[i][j] = load_shared<uint32_t>(4 * (first + (4 * i + j) * staged_plane()));
                 }
                 transpose(words[i]);
             }
             int32_t const x = tile.column + 4 * static_cast<int32_t>(quad);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                auto* const target = Base::result(0, tile.row + static_cast<int32_t>(row), x + j) + 16 * half;
+                auto* const target = Base::result(0, tile.row + row, x + j) + 16 * half;
                 store_global_if<uint4>(x + j < p.out_width, target,
                                        make_uint4(words[0][j], words[1][j], words[2][j], words[3][j]));
             }
@@ -162,13 +160,13 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
 
     __device__ __forceinline__ int32_t groups() const { return (tile.planes + 3) / 4; }
 
-    uint32_t early;
+    int32_t early;
 
     __device__ __forceinline__ void fetch() {
         if (comes_flat()) {
             int64_t const begin = Base::pixel(0, tile.in_begin, 0) - static_cast<unsigned char const*>(p.x);
             int32_t const rows = (groups() - 1) * p.height + tile.in_end - tile.in_begin;
-            early = copy_flat(p.x, p.x_bytes, begin, 4 * rows * p.width, static_cast<uint32_t>(p.flat_offset), 0);
+            early = copy_flat(p.x, p.x_bytes, begin, 4 * rows * p.width, p.flat_offset);
         } else {
             fill<false>();
         }
@@ -185,13 +183,14 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
         uint32_t const items = p.by_row_quads.divisor * static_cast<uint32_t>(groups() * p.in_rows);
         for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
             uint32_t column, tile_row;
-            uint32_t const group = divide(divide(item, p.by_row_quads, column), p.by_in_rows, tile_row);
+            uint32_t const row = divide(item, p.by_row_quads, column);
+            int32_t const group = static_cast<int32_t>(divide(row, p.by_in_rows, tile_row));
             int32_t const quad = static_cast<int32_t>(column) - 1;
             int32_t const y = tile.top + static_cast<int32_t>(tile_row);
             int32_t const x = tile.left + 4 * quad;
             bool const inside = y >= tile.in_begin && y < tile.in_end;
             uint32_t pixels[4];
-            load_pixels<kFlat>(static_cast<int32_t>(group), y, x, inside, pixels);
+            load_pixels<kFlat>(group, y, x, inside, pixels);
             Base::store_channels(4 * group, static_cast<int32_t>(tile_row), quad, pixels);
         }
     }
@@ -201,12 +200,11 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
                                                 uint32_t (&pixels)[4]) const {
         if constexpr (kFlat) {
             int32_t const row = group * p.height + y - tile.in_begin;
-            uint32_t const source = static_cast<uint32_t>(p.flat_offset) + early;
+            int32_t const source = p.flat_offset + early + 4 * (row * p.width + x);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 bool const mine = inside && x + i >= 0 && x + i < p.width;
-                pixels[i] =
-                    mine ? load_shared<uint32_t>(source + static_cast<uint32_t>(4 * (row * p.width + x + i))) : 0;
+                pixels[i] = mine ? load_shared<uint32_t>(source + 4 * i) : 0;
             }
         } else if (p.granule == 16) {
             bool const mine = inside && x >= 0 && x < p.width;  // a multiple of four: all four pixels or none
@@ -231,9 +229,9 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
         int32_t const first_row = static_cast<int32_t>(place.y) * kRows;
         int32_t const column = static_cast<int32_t>(place.x) * kColumns;
         int32_t const start = (static_cast<int32_t>(place.plane / 4) * rows + first_row) * p.out_width + column;
-        uint32_t target = results_early() + static_cast<uint32_t>(4 * start) + (place.plane & 3);
+        int32_t target = results_early() + 4 * start + static_cast<int32_t>(place.plane & 3);
 #pragma unroll
-        for (int r = 0; r < kRows; ++r, target += static_cast<uint32_t>(4 * p.out_width)) {
+        for (int r = 0; r < kRows; ++r, target += 4 * p.out_width) {
 #pragma unroll
             for (int i = 0; i < kColumns; ++i) {
                 bool const inside = first_row + r < rows && column + i < p.out_width;
@@ -246,7 +244,7 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
         return Base::result(0, tile.row, 0) - static_cast<unsigned char*>(p.y);
     }
 
-    __device__ __forceinline__ uint32_t results_early() const { return static_cast<uint32_t>(results_begin() & 15); }
+    __device__ __forceinline__ int32_t results_early() const { return static_cast<int32_t>(results_begin() & 15); }
 
     __device__ __forceinline__ void write() const {
         int32_t const rows = min(p.out_height - tile.row, p.tile_rows);

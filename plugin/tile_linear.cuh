@@ -19,15 +19,16 @@ struct LinearTile {
     Tile const& tile;
     int32_t row_bytes;
     int64_t begin;  // of the run
-    int32_t count;  // its bytes
-    uint32_t early;
+    int32_t rows;   // of all channels
+    int32_t early;
     uint4 ahead[kAhead];
 
     __device__ __forceinline__ LinearTile(KernelParams const& params, Tile const& block_tile)
         : p(params), tile(block_tile), row_bytes(params.width * kBytes) {
         int64_t const plane = static_cast<int64_t>(tile.image) * p.channels + tile.channel;
         begin = (plane * p.height + tile.in_begin) * row_bytes;
-        count = ((tile.planes - 1) * p.height + tile.in_end - tile.in_begin) * row_bytes;
+        rows = (tile.planes - 1) * p.height + tile.in_end - tile.in_begin;
+        early = static_cast<int32_t>(begin & 15);
     }
 
     // Before a barrier.
@@ -35,16 +36,24 @@ struct LinearTile {
         if (p.tiles_x > 1) {
             return;
         }
-        if (p.granule < 8) {
-            early = copy_flat(p.x, p.x_bytes, begin, count, static_cast<uint32_t>(p.flat_offset), 2);
-            return;
-        }
-        early = static_cast<uint32_t>(begin & 15);
+        int32_t const step = 16 * static_cast<int32_t>(blockDim.x);
+        int32_t at = 16 * static_cast<int32_t>(threadIdx.x);
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
-            ahead[k] = unit(static_cast<int32_t>(threadIdx.x + k * blockDim.x));
+            ahead[k] = unit(at + k * step);
         }
-        clear_shared(0, static_cast<uint32_t>(p.planes * p.plane_stride));
+        clear_shared(p.planes * p.plane_stride);
+        if (p.granule >= 8) {
+            return;
+        }
+        int32_t const behind = end() + 20;  // shift_rows reads so far
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k, at += step) {
+            store_shared_if<uint4>(at < behind, p.flat_offset + at, ahead[k]);
+        }
+        for (; at < behind; at += step) {
+            store_shared<uint4>(p.flat_offset + at, unit(at));
+        }
     }
 
     // Behind that barrier, and before another.
@@ -62,98 +71,83 @@ struct LinearTile {
         }
     }
 
-    __device__ __forceinline__ uint4 unit(int32_t u) const {
-        bool const wanted = 16 * u < static_cast<int32_t>(early) + count;
-        return wanted ? load_unit(p.x, begin - early + 16 * u, p.x_bytes) : uint4{};
+    // Of the run, counted from its first unit's start.
+    __device__ __forceinline__ int32_t end() const { return early + rows * row_bytes; }
+
+    __device__ __forceinline__ uint4 unit(int32_t at) const {
+        return at < end() ? load_unit(p.x, begin - early + at, p.x_bytes) : uint4{};
     }
 
-    __device__ __forceinline__ uint32_t address(uint32_t plane, int32_t tile_row) const {
-        return plane * static_cast<uint32_t>(p.plane_stride) + static_cast<uint32_t>(tile_row * p.pitch + p.margin);
+    // Where row `row` of the run has its place: the rows of a channel follow one another, then comes the next channel's
+    // halo.
+    __device__ __forceinline__ int32_t address(int32_t row) const {
+        int32_t const plane = static_cast<int32_t>(static_cast<uint32_t>(row) / p.by_height);
+        return plane * (p.plane_stride - p.height * p.pitch) + (row + tile.in_begin - tile.top) * p.pitch + p.margin;
     }
 
     template <int kGranule>
     __device__ __forceinline__ void scatter_all() {
-        int32_t const threads = static_cast<int32_t>(blockDim.x);
-        int32_t u = static_cast<int32_t>(threadIdx.x);
+        int32_t const step = 16 * static_cast<int32_t>(blockDim.x);
+        int32_t at = 16 * static_cast<int32_t>(threadIdx.x);
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k, u += threads) {
-            scatter<kGranule>(u, ahead[k]);
+        for (int k = 0; k < kAhead; ++k, at += step) {
+            scatter<kGranule>(at, ahead[k]);
         }
-        for (; 16 * u < static_cast<int32_t>(early) + count; u += threads) {
-            scatter<kGranule>(u, unit(u));
+        for (; at < end(); at += step) {
+            scatter<kGranule>(at, unit(at));
         }
     }
 
     template <int kGranule>
-    __device__ __forceinline__ void scatter(int32_t u, uint4 const& unit) const {
+    __device__ __forceinline__ void scatter(int32_t at, uint4 const& unit) const {
         uint32_t const words[4] = {unit.x, unit.y, unit.z, unit.w};
 #pragma unroll
-        for (int g = 0; g < 16 / kGranule; ++g) {
-            int32_t const position = 16 * u + kGranule * g - static_cast<int32_t>(early);
-            bool const mine = position >= 0 && position < count;
-            uint32_t column, row;
-            uint32_t const image_row = divide(static_cast<uint32_t>(max(position, 0)), p.by_row_bytes, column);
-            uint32_t const plane = divide(image_row, p.by_height, row);
-            uint32_t const target = address(plane, static_cast<int32_t>(row) + tile.in_begin - tile.top) + column;
+        for (int i = 0; i < 16 / kGranule; ++i) {
+            // Before the run or behind it this is far above.
+            uint32_t const position = static_cast<uint32_t>(at + kGranule * i - early);
+            uint32_t column;
+            int32_t const row = static_cast<int32_t>(divide(position, p.by_row_bytes, column));
+            bool const mine = position < static_cast<uint32_t>(rows * row_bytes);
+            int32_t const target = address(row) + static_cast<int32_t>(column);
             if constexpr (kGranule == 16) {
                 store_shared_if<uint4>(mine, target, unit);
             } else {
-                store_shared_if<uint2>(mine, target, make_uint2(words[2 * g], words[2 * g + 1]));
+                store_shared_if<uint2>(mine, target, make_uint2(words[2 * i], words[2 * i + 1]));
             }
         }
     }
 
-    // Each thread a run of 16 bytes of a row, as often as it takes, and the zeros around it: those behind a row are
-    // those before the next.
+    // Each thread a row, 16 bytes at a time. kWords: rows start at whole words.
     template <bool kWords>
     __device__ __forceinline__ void shift_rows() const {
-        uint32_t const chunks = p.by_row_chunks.divisor;
-        uint32_t const items = static_cast<uint32_t>(tile.planes * p.in_rows) * chunks;
-        for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
-            uint32_t chunk, tile_row;
-            uint32_t const row = divide(item, p.by_row_chunks, chunk);
-            uint32_t const plane = divide(row, p.by_in_rows, tile_row);
-            int32_t const y = tile.top + static_cast<int32_t>(tile_row);
-            bool const inside = y >= tile.in_begin && y < tile.in_end;
-            bool const last = chunk + 1 == chunks;
-            int32_t const flat_row = static_cast<int32_t>(plane) * p.height + y - tile.in_begin;
-            uint32_t const source = inside ? early + static_cast<uint32_t>(flat_row * row_bytes) + 16 * chunk : 0;
-            uint32_t words[4];
-            load_shifted<kWords>(static_cast<uint32_t>(p.flat_offset) + source, words);
+        for (int32_t row = static_cast<int32_t>(threadIdx.x); row < rows; row += static_cast<int32_t>(blockDim.x)) {
+            int32_t const source = p.flat_offset + early + row * row_bytes;
+            int32_t target = address(row);
+            uint32_t const selector = 0x3210 + 0x1111 * static_cast<uint32_t>(source & 3);
+            int32_t word = source & ~3;
+            for (int32_t left = row_bytes; left > 0; left -= 16, word += 16, target += 16) {
+                uint32_t words[5];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                uint32_t const keep = last ? p.tail_mask[i] : ~0u;
-                words[i] = inside ? words[i] & keep : 0;
-            }
-            uint32_t const target = address(plane, static_cast<int32_t>(tile_row));
-            store_sixteen(target + 16 * chunk, words);
-            if (chunk == 0) {
-                clear(target - static_cast<uint32_t>(p.margin), target);
-            }
-            if (last) {
-                bool const bottom = static_cast<int32_t>(tile_row) + 1 == p.in_rows;
-                clear(target + 16 * chunks, target + static_cast<uint32_t>(bottom ? p.pitch : p.pitch - p.margin));
-            }
-        }
-    }
-
-    template <bool kWords>
-    __device__ __forceinline__ static void load_shifted(uint32_t address, uint32_t (&words)[4]) {
-        uint32_t const base = address & ~3u;
-        uint32_t raw[5];
+                for (int i = 0; i < (kWords ? 4 : 5); ++i) {
+                    words[i] = load_shared<uint32_t>(word + 4 * i);
+                }
 #pragma unroll
-        for (int i = 0; i < (kWords ? 4 : 5); ++i) {
-            raw[i] = load_shared<uint32_t>(base + 4 * i);
-        }
-        uint32_t const selector = 0x3210 + 0x1111 * (address & 3);
+                for (int i = 0; i < 4; ++i) {
+                    words[i] = kWords ? words[i] : __byte_perm(words[i], words[i + 1], selector);
+                }
+                if (left <= 16) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            words[i] = kWords ? raw[i] : __byte_perm(raw[i], raw[i + 1], selector);
+                    for (int i = 0; i < 4; ++i) {
+                        words[i] &= p.tail_mask[i];
+                    }
+                }
+                store_sixteen(target, words);
+            }
         }
     }
 
     // Rows start at multiples of the widest access that the element type allows.
-    __device__ __forceinline__ static void store_sixteen(uint32_t address, uint32_t const (&words)[4]) {
+    __device__ __forceinline__ static void store_sixteen(int32_t address, uint32_t const (&words)[5]) {
         if constexpr (kBytes == 4) {
             store_shared<uint4>(address, make_uint4(words[0], words[1], words[2], words[3]));
         } else if constexpr (kBytes == 2 || kStride == 2) {
@@ -164,12 +158,6 @@ struct LinearTile {
             for (int i = 0; i < 4; ++i) {
                 store_shared<uint32_t>(address + 4 * i, words[i]);
             }
-        }
-    }
-
-    __device__ __forceinline__ static void clear(uint32_t begin, uint32_t end) {
-        for (uint32_t i = begin; i < end; i += 4) {
-            store_shared<uint32_t>(i, 0);
         }
     }
 
@@ -185,7 +173,7 @@ struct LinearTile {
                 int32_t const column = tile.left + i - p.margin / kBytes;
                 bool const inside = y >= 0 && y < p.height && column >= 0 && column < p.width;
                 Element const value = load_global_if<Element>(inside, x + row + column);
-                store_shared<Element>(static_cast<uint32_t>(tile_row * p.pitch + i * kBytes), value);
+                store_shared<Element>(tile_row * p.pitch + i * kBytes, value);
             }
         }
     }
@@ -193,55 +181,44 @@ struct LinearTile {
     // Lays a thread's results down as they go to global memory. Between barriers.
     template <int kRows, int kWords>
     __device__ __forceinline__ void stage(Place const& place, uint32_t const (&results)[kRows][kWords]) const {
-        int32_t const first_row = static_cast<int32_t>(place.y) * kRows;
         int32_t const column = static_cast<int32_t>(place.x) * kColumns;
-        int32_t const rows = min(p.out_height - tile.row, p.tile_rows);
-        int32_t const start = (static_cast<int32_t>(place.plane) * rows + first_row) * p.out_width + column;
-        uint32_t target = results_early() + static_cast<uint32_t>(start * kBytes);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r, target += static_cast<uint32_t>(p.out_width * kBytes)) {
-            if (first_row + r >= rows) {
-                continue;
-            }
-            if ((p.out_width & 3) == 0) {
-                store_row(target, results[r]);
-            } else if ((p.out_width & 1) == 0) {
-                store_pieces<2>(target, column, results[r]);
-            } else {
-                store_pieces<1>(target, column, results[r]);
-            }
-        }
-    }
-
-    template <int kWords>
-    __device__ __forceinline__ static void store_row(uint32_t target, uint32_t const (&row)[kWords]) {
-        if constexpr (kWords == 4) {
-            store_shared<uint4>(target, make_uint4(row[0], row[1], row[2], row[3]));
-        } else if constexpr (kWords == 2) {
-            store_shared<uint2>(target, make_uint2(row[0], row[1]));
+        if ((p.out_width & 3) == 0) {
+            stage_by<4>(place, column, results);
+        } else if ((p.out_width & 1) == 0) {
+            stage_by<2>(place, column, results);
         } else {
-            store_shared<uint32_t>(target, row[0]);
+            stage_by<1>(place, column, results);
         }
     }
 
     // `kPiece` columns at a time, as far as the image goes.
-    template <int kPiece, int kWords>
-    __device__ __forceinline__ void store_pieces(uint32_t target, int32_t column, uint32_t const (&row)[kWords]) const {
-        constexpr int kPieceBytes = kPiece * kBytes;
+    template <int kPiece, int kRows, int kWords>
+    __device__ __forceinline__ void stage_by(Place const& place, int32_t column,
+                                             uint32_t const (&results)[kRows][kWords]) const {
+        int32_t const block_rows = min(p.out_height - tile.row, p.tile_rows);
+        int32_t const first_row = static_cast<int32_t>(place.y) * kRows;
+        int32_t const mine = block_rows - first_row;
+        int32_t const start = (static_cast<int32_t>(place.plane) * block_rows + first_row) * p.out_width + column;
+        int32_t target = results_early() + start * kBytes;
 #pragma unroll
-        for (int i = 0; i < kColumns; i += kPiece) {
-            bool const inside = column + i < p.out_width;
-            uint32_t const at = target + static_cast<uint32_t>(i * kBytes);
-            uint32_t const word = row[i * kBytes / 4] >> (8 * (i * kBytes % 4));
-            if constexpr (kPieceBytes == 8) {
-                store_shared_if<uint2>(inside, at, make_uint2(row[i], row[i + 1]));
-            } else if constexpr (kPieceBytes == 4) {
-                store_shared_if<uint32_t>(inside, at, word);
-            } else if constexpr (kPieceBytes == 2) {
-                store_shared_if<uint16_t>(inside, at, static_cast<uint16_t>(word));
-            } else {
-                store_shared_if<uint8_t>(inside, at, static_cast<uint8_t>(word));
+        for (int r = 0; r < kRows; ++r, target += p.out_width * kBytes) {
+#pragma unroll
+            for (int i = 0; i < kColumns; i += kPiece) {
+                bool const inside = r < mine && (kPiece == kColumns || column + i < p.out_width);
+                store_piece<kPiece * kBytes>(inside, target + i * kBytes, &results[r][i * kBytes / 4], i * kBytes % 4);
             }
+        }
+    }
+
+    template <int kPieceBytes>
+    __device__ __forceinline__ static void store_piece(bool inside, int32_t at, uint32_t const* words, int byte) {
+        if constexpr (kPieceBytes == 16) {
+            store_shared_if<uint4>(inside, at, make_uint4(words[0], words[1], words[2], words[3]));
+        } else if constexpr (kPieceBytes == 8) {
+            store_shared_if<uint2>(inside, at, make_uint2(words[0], words[1]));
+        } else {
+            using Piece = ElementOf<kPieceBytes>;
+            store_shared_if<Piece>(inside, at, static_cast<Piece>(words[0] >> (8 * byte)));
         }
     }
 
@@ -251,7 +228,7 @@ struct LinearTile {
         return (plane * p.out_height + tile.row) * p.out_width * kBytes;
     }
 
-    __device__ __forceinline__ uint32_t results_early() const { return static_cast<uint32_t>(results_begin() & 15); }
+    __device__ __forceinline__ int32_t results_early() const { return static_cast<int32_t>(results_begin() & 15); }
 
     // Copies what was staged to Y, behind a barrier.
     __device__ __forceinline__ void write() const {
