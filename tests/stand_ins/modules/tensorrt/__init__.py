@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import hashlib
 import json
 import os
 import pickle
@@ -205,7 +206,9 @@ class Builder:
                 ILogger.Severity.ERROR, "Requested amount of GPU memory could not be allocated: OutOfMemory"
             )
             return None
-        return IHostMemory(_MAGIC + pickle.dumps((network._model, [p._shapes for p in config._profiles])))
+        return IHostMemory(
+            _MAGIC + pickle.dumps((network._model, [p._shapes for p in config._profiles], _registry._libraries))
+        )
 
 
 class EngineInspector:
@@ -222,7 +225,10 @@ class Runtime:
         if not bytes(serialized_engine).startswith(_MAGIC):
             self._logger.log(ILogger.Severity.ERROR, "the plan is not a plan")
             return None
-        model, profiles = pickle.loads(bytes(serialized_engine)[len(_MAGIC) :])  # noqa: S301  (our own test's)
+        model, profiles, libraries = pickle.loads(bytes(serialized_engine)[len(_MAGIC) :])  # noqa: S301  (our own test's)
+        if not libraries <= _registry._libraries:
+            self._logger.log(ILogger.Severity.ERROR, "could not find plugin MDConv version 1 namespace mdconv")
+            return None
         return ICudaEngine(model, profiles)
 
 
@@ -347,5 +353,20 @@ def _kind(name: str) -> DataType:
     return {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT}[name]
 
 
-def get_plugin_registry() -> Any:
-    raise NotImplementedError("the stand-in has no plugins")
+class IPluginRegistry:
+    """Opens libraries, and looks no further: an engine remembers which were there when it was built."""
+
+    def __init__(self) -> None:
+        self._libraries: set[str] = set()
+
+    def load_library(self, plugin_path: str) -> Any:
+        ctypes.CDLL(plugin_path)
+        self._libraries.add(hashlib.sha256(Path(plugin_path).read_bytes()).hexdigest())
+        return object()
+
+
+_registry = IPluginRegistry()
+
+
+def get_plugin_registry() -> IPluginRegistry:
+    return _registry
