@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.bundle import ENGINE, load_bundle
-from edge.errors import EdgeError
+from edge.errors import EdgeError, MachineError
+from edge.plugin_library import find_plugin
 from edge.telemetry import UNAVAILABLE, Sampler, machine_facts
 
 DISK_MB = 500
@@ -50,8 +51,9 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]
         _library("pycuda.driver", "pycuda", "it drives the GPU: pip install pycuda"),
         _cuda(),
     ]
+    plugin = _plugin()
     onnxruntime = _library("onnxruntime", "onnxruntime", "it runs bundles without a GPU: pip install onnxruntime")
-    findings = [_python(), *libraries, *_decoders(), onnxruntime, *tensorrt]
+    findings = [_python(), *libraries, *_decoders(), onnxruntime, *tensorrt, plugin]
     gpu_works = all(finding.ok for finding in tensorrt)
     findings.append(_backends(gpu_works, onnxruntime.ok))
     findings += [*_jetson(root, gpu_works), _memory(root), _disk(bundle or Path.cwd())]
@@ -158,6 +160,16 @@ def _cuda() -> Finding:
 
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*, cuda.h
+
+
+def _plugin() -> Finding:
+    """The machine's own plugin library; a bundle that was made for the plugin may bring another."""
+    what, advice = "MD-Conv plugin", "a bundle that was made for the plugin and brings none runs its fallback model"
+    try:
+        plugin = find_plugin()
+    except MachineError as error:
+        return Finding(what, False, str(error), advice)
+    return Finding(what, True, f"{plugin.path} ({plugin.origin}, SHA-256 {plugin.sha256[:16]}...)")
 
 
 def _backends(gpu: bool, cpu: bool) -> Finding:

@@ -79,7 +79,7 @@ def run(tmp_path: Path, package: Path) -> Callable[..., Run]:
 def made_for_plugin(
     directory: Path, library: Path | None, fallback: bool = True, platform: Mapping[str, Any] | None = None
 ) -> Path:
-    """Make a bundle one for the plugin. Both of its models are the network, but without a library the plugin's is junk."""
+    """Make a bundle one for the plugin. Both its models are the network, but without a library the plugin's is junk."""
     portable = (directory / "model.onnx").read_bytes()
     (directory / PLUGIN_MODEL).write_bytes(portable if library else b"none that a parser takes")
     if library is not None:

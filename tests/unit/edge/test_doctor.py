@@ -142,3 +142,15 @@ def test_rendering_marks_what_is_missing_and_advises_only_there() -> None:
     ]
     assert "\033" not in text
     assert "\033" in render(findings, color=True)
+
+
+def test_the_plugin_that_the_variable_names_is_shown_or_what_is_wrong_with_it(tmp_path: Path) -> None:
+    import numpy
+
+    library = next(Path(numpy.__file__).parent.rglob("_multiarray_umath*.so"))
+    done = doctor(MDCONV_PLUGIN=str(library))
+    assert f"{library} (MDCONV_PLUGIN, SHA-256 " in done.stdout
+    done = doctor(MDCONV_PLUGIN=str(tmp_path / "none.so"))
+    assert done.returncode == 0
+    assert f"MDCONV_PLUGIN names {tmp_path}/none.so, which is missing" in done.stdout
+    assert "runs its fallback model" in done.stdout
