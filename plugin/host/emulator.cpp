@@ -186,6 +186,9 @@ cudaError_t run_launch(dim3 grid, dim3 block, size_t shared_bytes) {
         begin_launch(g_options, &g_report, threads, shared_size);
     }
     run_grid(grid, threads);
+    if (observing) {
+        end_launch();
+    }
     g_report.barrier_sites = std::max<uint64_t>(g_report.barrier_sites, g_launch.barriers.size());
     return g_launch.error;
 }
@@ -226,12 +229,11 @@ cudaError_t launch_kernel(void (*call)(void const* kernel, void const* parameter
 }
 
 void refuse_access(Access access, uint64_t address, uint32_t bytes, Site site) {
-    bool const shared = access == Access::kLoadShared || access == Access::kStoreShared;
     bool const misaligned = address % bytes != 0;
     auto const thread = static_cast<uint32_t>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
     add_finding(&g_report, std::string(misaligned ? "misaligned" : "out of bounds") + ": " + thread_name(thread) +
-                               (shared ? ", shared offset " : ", global address ") + std::to_string(address) + ", " +
-                               std::to_string(bytes) + " bytes, at " + text_of(site));
+                               (is_shared(access) ? ", shared offset " : ", global address ") +
+                               std::to_string(address) + ", " + std::to_string(bytes) + " bytes, at " + text_of(site));
     g_launch.error = misaligned ? cudaErrorMisalignedAddress : cudaErrorIllegalAddress;
     rest();
     std::abort();  // the fiber is not resumed

@@ -35,12 +35,18 @@ struct SharedTraffic {
     uint64_t requests, wavefronts, minimum_wavefronts;
 };
 
+struct SiteTraffic {
+    std::string place;  // the line, the direction and the bytes of an access
+    SharedTraffic traffic;
+};
+
 struct Report {
     GlobalTraffic global_load, global_store;
     SharedTraffic shared_load, shared_store;
     uint64_t launches, blocks;
     uint64_t barrier_sites;
     uint64_t findings;
+    std::vector<SiteTraffic> sites;     // of shared memory
     std::vector<std::string> messages;  // of the first findings, and what ended a launch
 };
 

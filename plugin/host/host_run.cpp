@@ -2,10 +2,12 @@
 
 #include "host_run.h"
 
+#include <algorithm>
 #include <cstring>
+#include <string>
 #include <vector>
 
-#include "emulator.h"
+#include "unfused.h"
 
 namespace {
 
@@ -33,6 +35,28 @@ uint64_t padded_channels(Problem const& problem) {
 
 uint64_t element_bytes(DataType type) { return type == DataType::kFloat32 ? 4 : type == DataType::kFloat16 ? 2 : 1; }
 
+int32_t largest_kernel(Problem const& problem) {
+    return *std::max_element(problem.kernel_sizes, problem.kernel_sizes + problem.groups);
+}
+
+// Zeros, aligned as what cudaMalloc returns.
+class Aligned {
+public:
+    explicit Aligned(uint64_t size) : size_(size), memory_(size + kAlignment) {}
+
+    unsigned char* data() {
+        auto const address = reinterpret_cast<uint64_t>(memory_.data());
+        return memory_.data() + (kAlignment - address % kAlignment) % kAlignment;
+    }
+    unsigned char const* data() const { return const_cast<Aligned*>(this)->data(); }
+    uint64_t size() const { return size_; }
+
+private:
+    static constexpr uint64_t kAlignment = 256;
+    uint64_t size_;
+    std::vector<unsigned char> memory_;
+};
+
 void add_region(std::vector<emulated::Region>& regions, void const* start, uint64_t bytes, bool writable) {
     auto const begin = reinterpret_cast<uint64_t>(start);
     regions.push_back({begin, begin + bytes, writable});
@@ -43,10 +67,7 @@ std::vector<emulated::Region> regions_of(Problem const& problem, Tensors const& 
     uint64_t const planes = static_cast<uint64_t>(problem.batch) * padded_channels(problem);
     auto const channels = static_cast<uint64_t>(problem.channels);
     auto const out = [&](int32_t size) { return static_cast<uint64_t>((size + problem.stride - 1) / problem.stride); };
-    uint64_t largest = 0;
-    for (int32_t i = 0; i < problem.groups; ++i) {
-        largest = std::max<uint64_t>(largest, static_cast<uint64_t>(problem.kernel_sizes[i]));
-    }
+    auto const largest = static_cast<uint64_t>(largest_kernel(problem));
     std::vector<emulated::Region> regions;
     add_region(regions, tensors.x,
                planes * static_cast<uint64_t>(problem.height) * static_cast<uint64_t>(problem.width) * element, false);
@@ -59,38 +80,48 @@ std::vector<emulated::Region> regions_of(Problem const& problem, Tensors const& 
     return regions;
 }
 
-void fill_report(emulated::Report const& seen, HostReport* report) {
-    *report = {};
-    report->global_load_requests = seen.global_load.requests;
-    report->global_load_sectors = seen.global_load.sectors;
-    report->global_store_requests = seen.global_store.requests;
-    report->global_store_sectors = seen.global_store.sectors;
-    report->shared_load_requests = seen.shared_load.requests;
-    report->shared_load_wavefronts = seen.shared_load.wavefronts;
-    report->shared_load_minimum = seen.shared_load.minimum_wavefronts;
-    report->shared_store_requests = seen.shared_store.requests;
-    report->shared_store_wavefronts = seen.shared_store.wavefronts;
-    report->shared_store_minimum = seen.shared_store.minimum_wavefronts;
-    report->launches = seen.launches;
-    report->blocks = seen.blocks;
-    report->barrier_sites = seen.barrier_sites;
-    report->findings = seen.findings;
-    std::string text;
-    for (std::string const& message : seen.messages) {
-        text += message + "\n";
-    }
-    std::strncpy(report->messages, text.c_str(), sizeof report->messages - 1);
-}
+// What the unfused sequence takes beside the layer's tensors: each group's weights without their rim, and the
+// workspace.
+struct UnfusedBuffers {
+    unfused::Tensors tensors{};
+    std::vector<Aligned> weights;
+    Aligned workspace;
 
-template <typename Run>
-int32_t observed(HostOptions const& options, std::vector<emulated::Region> regions, HostReport* report,
-                 Run const& run) {
-    emulated::set_options({options.count != 0, options.check != 0, options.drop_barrier, std::move(regions)});
-    cudaError_t const error = run();
-    emulated::set_options({});
-    fill_report(emulated::take_report(), report);
-    return error;
-}
+    UnfusedBuffers(Problem const& problem, Tensors const& given) : workspace(unfused::workspace_bytes(problem)) {
+        tensors.x = given.x;
+        tensors.bias = given.bias;
+        tensors.weight_scale = given.weight_scale;
+        tensors.y = given.y;
+        tensors.workspace = workspace.data();
+        int32_t first = 0;
+        for (int32_t i = 0; i < problem.groups; first += problem.channel_splits[i], ++i) {
+            weights.push_back(weights_of_group(problem, static_cast<unsigned char const*>(given.weight), i, first));
+            tensors.weights[i] = weights.back().data();
+        }
+    }
+
+    void add_regions(std::vector<emulated::Region>& regions) const {
+        add_region(regions, workspace.data(), workspace.size(), true);
+        for (Aligned const& group : weights) {
+            add_region(regions, group.data(), group.size(), false);
+        }
+    }
+
+    static Aligned weights_of_group(Problem const& problem, unsigned char const* all, int32_t group, int32_t first) {
+        uint64_t const element = element_bytes(problem.type);
+        auto const largest = static_cast<uint64_t>(largest_kernel(problem));
+        auto const size = static_cast<uint64_t>(problem.kernel_sizes[group]);
+        auto const channels = static_cast<uint64_t>(problem.channel_splits[group]);
+        uint64_t const margin = (largest - size) / 2;
+        Aligned packed(channels * size * size * element);
+        for (uint64_t row = 0; row < channels * size; ++row) {
+            uint64_t const channel = static_cast<uint64_t>(first) + row / size;
+            uint64_t const from = (channel * largest + row % size + margin) * largest + margin;
+            std::memcpy(packed.data() + row * size * element, all + from * element, size * element);
+        }
+        return packed;
+    }
+};
 
 }  // namespace
 
@@ -122,4 +153,13 @@ int32_t mdconv_host_launch(Problem const* problem, Tensors const* tensors, int32
                     [&] { return mdconv::launch(*problem, *tensors, tactic, nullptr); });
 }
 
-char const* mdconv_host_error_name(int32_t error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
+int32_t mdconv_host_launch_unfused(Problem const* problem, Tensors const* tensors, HostOptions const* options,
+                                   HostReport* report) {
+    auto regions = options->check ? regions_of(*problem, *tensors) : std::vector<emulated::Region>{};
+    UnfusedBuffers buffers(*problem, *tensors);
+    if (options->check) {
+        buffers.add_regions(regions);
+    }
+    return observed(*options, std::move(regions), report,
+                    [&] { return unfused::launch(*problem, buffers.tensors, nullptr); });
+}

@@ -5,25 +5,11 @@
 
 #include <cstdint>
 
-#include "../mdconv_kernel.h"
+#include "host_report.h"
+#include "mdconv_kernel.h"
 
 #pragma GCC visibility push(default)
 extern "C" {
-
-struct HostOptions {
-    int32_t count;
-    int32_t check;
-    int32_t drop_barrier;  // -1: none
-};
-
-struct HostReport {
-    uint64_t global_load_requests, global_load_sectors;
-    uint64_t global_store_requests, global_store_sectors;
-    uint64_t shared_load_requests, shared_load_wavefronts, shared_load_minimum;
-    uint64_t shared_store_requests, shared_store_wavefronts, shared_store_minimum;
-    uint64_t launches, blocks, barrier_sites, findings;
-    char messages[4096];  // a line each
-};
 
 struct HostPlan {
     uint32_t grid[3];
@@ -40,6 +26,8 @@ int32_t mdconv_host_plan(mdconv::Problem const* problem, int32_t tactic, HostPla
 int32_t mdconv_host_launch(mdconv::Problem const* problem, mdconv::Tensors const* tensors, int32_t tactic,
                            HostOptions const* options, HostReport* report);
 
-char const* mdconv_host_error_name(int32_t error);
+// The same layer by the unfused sequence (benchmarks/kernels/unfused.h).
+int32_t mdconv_host_launch_unfused(mdconv::Problem const* problem, mdconv::Tensors const* tensors,
+                                   HostOptions const* options, HostReport* report);
 }
 #pragma GCC visibility pop

@@ -26,6 +26,7 @@ struct SiteLog {
     Site site;
     std::vector<uint32_t> passes;  // of each thread of the block
     std::vector<Passes> warps;
+    SharedTraffic shared;  // of the launch so far
 };
 
 // Who touched a byte of shared memory. Epochs are counted over the whole launch, one more behind each barrier.
@@ -52,7 +53,7 @@ size_t hash_of(Access access, uint32_t bytes, Site site) {
 }
 
 void add_site(Access access, uint32_t bytes, Site site) {
-    g_sites.push_back({access, bytes, site, std::vector<uint32_t>(g_threads), {}});
+    g_sites.push_back({access, bytes, site, std::vector<uint32_t>(g_threads), {}, {}});
     g_sites.back().warps.resize((g_threads + kWarp - 1) / kWarp);
 }
 
@@ -138,7 +139,7 @@ void add_shared(std::array<uint64_t, kWarp> const& lanes, uint32_t bytes, Shared
     traffic.wavefronts += wavefronts;
 }
 
-void add_log(SiteLog const& log) {
+void add_log(SiteLog& log) {
     for (Passes const& passes : log.warps) {
         for (auto const& lanes : passes) {
             switch (log.access) {
@@ -149,10 +150,10 @@ void add_log(SiteLog const& log) {
                     add_global(lanes, g_report->global_store);
                     break;
                 case Access::kLoadShared:
-                    add_shared(lanes, log.bytes, g_report->shared_load);
+                    add_shared(lanes, log.bytes, log.shared);
                     break;
                 case Access::kStoreShared:
-                    add_shared(lanes, log.bytes, g_report->shared_store);
+                    add_shared(lanes, log.bytes, log.shared);
                     break;
             }
         }
@@ -261,6 +262,21 @@ void end_block() {
         for (Passes& passes : log.warps) {
             passes.clear();
         }
+    }
+}
+
+void end_launch() {
+    for (SiteLog const& log : g_sites) {
+        if (!is_shared(log.access)) {
+            continue;
+        }
+        bool const store = log.access == Access::kStoreShared;
+        SharedTraffic& total = store ? g_report->shared_store : g_report->shared_load;
+        total.requests += log.shared.requests;
+        total.wavefronts += log.shared.wavefronts;
+        total.minimum_wavefronts += log.shared.minimum_wavefronts;
+        g_report->sites.push_back(
+            {text_of(log.site) + (store ? " store " : " load ") + std::to_string(log.bytes), log.shared});
     }
 }
 

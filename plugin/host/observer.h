@@ -12,6 +12,7 @@ namespace emulated {
 void begin_launch(Options const& options, Report* report, uint32_t threads, uint32_t shared_bytes);
 void begin_block();
 void end_block();
+void end_launch();
 void begin_thread(uint32_t thread);  // also where a thread goes on behind a barrier
 void pass_barrier();
 

@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PLUGIN = ROOT / "plugin"
 EMULATOR = PLUGIN / "host"
+UNFUSED = ROOT / "benchmarks" / "kernels"
 FOLDER = ROOT / ".cache" / "native"
 
 FLAGS = (
@@ -27,16 +29,22 @@ FLAGS = (
     "-Wno-maybe-uninitialized",  # g++ does not see that two branches ask the same thing
     "-fno-strict-aliasing",  # device code reads a register's bits through a pointer
     "-ffp-contract=off",  # a fused multiply-add is where the source says so
-    f"-I{EMULATOR / 'include'}", f"-I{PLUGIN}", f"-I{EMULATOR}",
+    f"-I{EMULATOR / 'include'}", f"-I{PLUGIN}", f"-I{EMULATOR}", f"-I{UNFUSED}",
 )  # fmt: skip
 NO_FLAGS: Mapping[Path, Sequence[str]] = MappingProxyType({})
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
 
+EMULATOR_SOURCES = tuple(
+    EMULATOR / f"{name}.cpp" for name in ("cuda_errors", "emulator", "fibers", "host_report", "observer")
+)
+"""The emulator without the kernels."""
+
+
 def kernel_library(*, sanitized: bool = False) -> Path:
     """The shared library with the shipped kernels and host_run.h's functions."""
-    kernels = sorted(PLUGIN.glob("mdconv_kernel*.cu"))
-    return library("mdconv_host", [*kernels, *sorted(EMULATOR.glob("*.c*"))], sanitized=sanitized)
+    sources = [*sorted(PLUGIN.glob("mdconv_kernel*.cu")), UNFUSED / "unfused.cu", EMULATOR / "host_run.cpp"]
+    return library("mdconv_host", [*sources, *EMULATOR_SOURCES], sanitized=sanitized)
 
 
 def library(
@@ -47,7 +55,7 @@ def library(
     Raises `RuntimeError` with the compiler's words if that fails.
     """
     flags = [*FLAGS, *(SANITIZERS if sanitized else ())]
-    headers = [path for folder in (PLUGIN, *PLUGIN.rglob("*")) if folder.is_dir() for path in folder.glob("*.*h")]
+    headers = [path for folder in (PLUGIN, UNFUSED) for path in folder.rglob("*.*h") if path.is_file()]
     common = _digest(" ".join(flags).encode(), *(path.read_bytes() for path in sorted(headers)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _object(source, flags, more_flags.get(source, ()), common), sources))

@@ -1,8 +1,6 @@
-"""The shipped kernels on this CPU, from Python: `run(layer, operands)`. See plugin/host/host_run.h.
+"""The shipped kernels on this CPU, from Python; plugin/host/host_run.h is the other side.
 
-from tests.native.host_kernel import run
-result = run(layer, random_operands(layer, rng), tactic=2, check=True)
-result.y, result.report.findings, result.report.messages
+``result = run(layer, random_operands(layer, rng), tactic=2, check=True)`` has ``result.y`` and ``result.report``.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int32, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.native.build import kernel_library
+from tests.native.host_report import HostOptions, HostReport, Report, error_name, report_of
 from tests.native.layer import ACTIVATIONS, DTYPES, Layer, Operands
 from tests.native.layouts import LAYOUTS, pack, padded_channels, unpack
 
@@ -32,7 +31,7 @@ _GUARD = 4096
 _GUARD_BYTE = 0xA5
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("type", "layout", "activation", "batch", "channels", "height", "width")),
         ("stride", c_int32),
@@ -48,23 +47,6 @@ class _Tensors(ctypes.Structure):
     _fields_ = tuple((name, c_void_p) for name in ("x", "weight", "bias", "weight_scale", "y"))
 
 
-class _Options(ctypes.Structure):
-    _fields_ = tuple((name, c_int32) for name in ("count", "check", "drop_barrier"))
-
-
-class _Report(ctypes.Structure):
-    _fields_ = (
-        *((f"global_{way}_{what}", c_uint64) for way in ("load", "store") for what in ("requests", "sectors")),
-        *(
-            (f"shared_{way}_{what}", c_uint64)
-            for way in ("load", "store")
-            for what in ("requests", "wavefronts", "minimum")
-        ),
-        *((name, c_uint64) for name in ("launches", "blocks", "barrier_sites", "findings")),
-        ("messages", c_char * 4096),
-    )
-
-
 class _Plan(ctypes.Structure):
     _fields_ = (
         ("grid", c_uint32 * 3),
@@ -72,38 +54,6 @@ class _Plan(ctypes.Structure):
         ("shared_bytes", c_uint64),
         *((name, c_int32) for name in ("rows_per_thread", "tile_planes", "tile_rows", "tile_columns")),
     )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the emulator saw. Sectors, requests and wavefronts are 0 unless it counted; findings need `check`."""
-
-    global_load_requests: int
-    global_load_sectors: int
-    global_store_requests: int
-    global_store_sectors: int
-    shared_load_requests: int
-    shared_load_wavefronts: int
-    shared_load_minimum: int
-    shared_store_requests: int
-    shared_store_wavefronts: int
-    shared_store_minimum: int
-    launches: int
-    blocks: int
-    barrier_sites: int
-    findings: int
-    messages: tuple[str, ...]
-
-    @property
-    def global_bytes(self) -> int:
-        """Requested by loads and stores: whole sectors of 32 bytes."""
-        return 32 * (self.global_load_sectors + self.global_store_sectors)
-
-    @property
-    def conflict_share(self) -> float:
-        """Share of the wavefronts of shared memory that are there for bank conflicts alone."""
-        wavefronts = self.shared_load_wavefronts + self.shared_store_wavefronts
-        return 1 - (self.shared_load_minimum + self.shared_store_minimum) / max(wavefronts, 1)
 
 
 @dataclass(frozen=True)
@@ -143,13 +93,20 @@ def run(
     def launch(tensors: Any, options: Any, report: Any) -> int:
         return int(library.mdconv_host_launch(byref(problem), tensors, chosen, options, report))
 
-    return _run(launch, layer, layer.layout, operands, _Options(count, check, drop_barrier))
+    return _run(launch, layer, operands, HostOptions(count, check, drop_barrier))
 
 
-def _run(
-    launch: Callable[[Any, Any, Any], int], layer: Layer, layout: str, operands: Operands, options: _Options
-) -> Result:
-    dtype = DTYPES[layer.dtype]
+def run_unfused(layer: Layer, operands: Operands, *, count: bool = False, check: bool = False) -> Result:
+    """Run the layer by the unfused sequence (benchmarks/kernels/unfused.h) instead, in the linear layout."""
+
+    def launch(tensors: Any, options: Any, report: Any) -> int:
+        return int(_library().mdconv_host_launch_unfused(byref(problem_of(layer)), tensors, options, report))
+
+    return _run(launch, layer, operands, HostOptions(count, check, -1))
+
+
+def _run(launch: Callable[[Any, Any, Any], int], layer: Layer, operands: Operands, options: HostOptions) -> Result:
+    dtype, layout = DTYPES[layer.dtype], layer.layout
     # What a tensor's padding channels hold is anyone's guess, so they hold what would show.
     filler = 77 if layer.dtype == "int8" else np.nan
     inputs = [pack(operands.x, layout, filler), operands.weight, operands.bias, operands.weight_scale]
@@ -159,11 +116,11 @@ def _run(
     tensors = _Tensors(*(None if buffer is None else buffer.ctypes.data for buffer in (*buffers, y)))
     before = [None if buffer is None else _surroundings(buffer).copy() for buffer in buffers]
 
-    seen = _Report()
+    seen = HostReport()
     error = launch(byref(tensors), byref(options), byref(seen))
-    report = _report_of(seen)
+    report = report_of(seen)
     if error:
-        name = _library().mdconv_host_error_name(error).decode()
+        name = error_name(_library(), error)
         raise LaunchError(f"{name} for {layer}: {'; '.join(report.messages) or 'no message'}")
     if any(buffer is not None and (_surroundings(buffer) != was).any() for buffer, was in zip(buffers, before)):
         raise LaunchError(f"{layer}: an input was overwritten")
@@ -190,7 +147,7 @@ def plan(layer: Layer, tactic: int) -> Plan:
     made = _Plan()
     error = _library().mdconv_host_plan(byref(problem_of(layer)), tactic, byref(made))
     if error:
-        raise LaunchError(f"{_library().mdconv_host_error_name(error).decode()}: no tactic {tactic} for {layer}")
+        raise LaunchError(f"{error_name(_library(), error)}: no tactic {tactic} for {layer}")
     tile = (made.tile_planes, made.tile_rows, made.tile_columns)
     return Plan(tuple(made.grid), tuple(made.block), made.shared_bytes, made.rows_per_thread, tile)
 
@@ -203,14 +160,15 @@ def default_tactic(layer: Layer) -> int:
     return int(_library().mdconv_host_default_tactic(byref(problem_of(layer))))
 
 
-def why_unsupported(layer: Layer) -> str | None:
-    reason = _library().mdconv_host_why_unsupported(byref(problem_of(layer)))
+def why_unsupported(problem: Problem) -> str | None:
+    """What the kernels say against a problem, of `problem_of`."""
+    reason = _library().mdconv_host_why_unsupported(byref(problem))
     return None if reason is None else str(reason.decode())
 
 
-def problem_of(layer: Layer) -> _Problem:
+def problem_of(layer: Layer) -> Problem:
     groups = len(layer.kernel_sizes)
-    return _Problem(
+    return Problem(
         list(DTYPES).index(layer.dtype),
         LAYOUTS.index(layer.layout),
         ACTIVATIONS.index(layer.activation),
@@ -245,18 +203,12 @@ def _surroundings(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return whole[start - _GUARD : start + buffer.size + _GUARD]
 
 
-def _report_of(seen: _Report) -> Report:
-    numbers = {name: getattr(seen, name) for name, _ in seen._fields_ if name != "messages"}
-    return Report(**numbers, messages=tuple(seen.messages.decode().splitlines()))
-
-
 @functools.cache
 def _library() -> Any:
     library = ctypes.CDLL(str(_library_file()))
-    library.mdconv_host_default_tactic.argtypes = [POINTER(_Problem)]
-    library.mdconv_host_why_unsupported.argtypes = [POINTER(_Problem)]
+    library.mdconv_host_default_tactic.argtypes = [POINTER(Problem)]
+    library.mdconv_host_why_unsupported.argtypes = [POINTER(Problem)]
     library.mdconv_host_why_unsupported.restype = c_char_p
-    library.mdconv_host_error_name.restype = c_char_p
     return library
 
 

@@ -16,6 +16,8 @@ LAYOUTS_OF = {
     "int8": ("linear", "chw4", "chw32"),
 }
 
+FORMATS = tuple((dtype, layout) for dtype, layouts in LAYOUTS_OF.items() for layout in layouts)
+
 _UNIT = {"linear": 1, "chw4": 4, "chw32": 32, "hwc8": 8, "chw16": 16}
 
 

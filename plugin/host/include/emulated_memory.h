@@ -15,6 +15,8 @@ namespace emulated {
 
 enum class Access : int { kLoadGlobal, kStoreGlobal, kLoadShared, kStoreShared };
 
+inline bool is_shared(Access access) { return access == Access::kLoadShared || access == Access::kStoreShared; }
+
 struct Site {
     char const* file;
     int line;
