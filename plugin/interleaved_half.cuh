@@ -157,6 +157,7 @@ template <Layout kLayout, int kStride>
 __device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& tile) {
     int32_t const stored = stored_channels<kLayout>(p);
     uint32_t const items = 2 * p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
+#pragma unroll 4
     for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
         int32_t const channel = tile.channel + 8 * static_cast<int32_t>(item & 1);
         uint32_t rest;
@@ -173,12 +174,12 @@ __device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& 
 }
 
 // Weights of pairs of channels side by side: word (tap, pair).
-__device__ __forceinline__ void pack_pairs(KernelParams const& p, Tile const& tile, int32_t early) {
+__device__ __forceinline__ void pack_pairs(KernelParams const& p, Tile const& tile, int32_t raw_weights) {
     int32_t const taps = p.weight_size * p.weight_size;
     for (int32_t item = static_cast<int32_t>(threadIdx.x); item < kInterleavedPair * taps;
          item += static_cast<int32_t>(blockDim.x)) {
         int32_t const first = 2 * (item % kInterleavedPair);
-        int32_t const raw = p.weight_offset + early + 2 * (first * taps + item / kInterleavedPair);
+        int32_t const raw = raw_weights + 2 * (first * taps + item / kInterleavedPair);
         uint32_t const low = first < tile.planes ? load_shared<uint16_t>(raw) : 0;
         uint32_t const high = first + 1 < tile.planes ? load_shared<uint16_t>(raw + 2 * taps) : 0;
         store_shared<uint32_t>(p.slot_offset + 4 * item, low | high << 16);
@@ -196,10 +197,9 @@ __global__ void __launch_bounds__(kInterleavedThreads, kBlocksOfSm)
     interleaved_half_kernel(__grid_constant__ KernelParams const p) {
     Tile const tile = tile_of_block<kStride>(p);
     int32_t const taps = p.weight_size * p.weight_size;
-    fetch_pixels<kLayout, kStride>(p, tile);
-    uint32_t const early =
-        copy_flat(p.weight, 2 * static_cast<int64_t>(p.channels) * taps, 2 * static_cast<int64_t>(tile.channel) * taps,
-                  2 * tile.planes * taps, p.weight_offset);
+    FlatRun weight_run(p.weight, 2 * static_cast<int64_t>(p.channels) * taps,
+                       2 * static_cast<int64_t>(tile.channel) * taps, 2 * tile.planes * taps);
+    weight_run.load();
     // Eight pairs of one pixel are neighbours, so that a warp writes whole sectors.
     uint32_t const pair = threadIdx.x % kInterleavedPair;
     uint32_t x;
@@ -207,10 +207,15 @@ __global__ void __launch_bounds__(kInterleavedThreads, kBlocksOfSm)
     int32_t const channel = tile.channel + 2 * static_cast<int32_t>(pair);
     bool const first_there = channel < p.channels;
     bool const second_there = channel + 1 < p.channels;
-    __half2 const bias =
-        as_half2(load_half(p.bias, channel, first_there) | load_half(p.bias, channel + 1, second_there) << 16);
+    bool const looks_after_pair = threadIdx.x < kInterleavedPair;
+    uint32_t const bias_bits = load_half(p.bias, channel, looks_after_pair && first_there) |
+                               load_half(p.bias, channel + 1, looks_after_pair && second_there) << 16;
+    fetch_pixels<kLayout, kStride>(p, tile);
+    int32_t const raw_weights = weight_run.store(p.weight_offset);
+    int32_t const bias_offset = p.slot_offset + 4 * kInterleavedPair * taps;
+    store_shared_if<uint32_t>(looks_after_pair, bias_offset + 4 * static_cast<int32_t>(pair), bias_bits);
     __syncthreads();
-    pack_pairs(p, tile, early);
+    pack_pairs(p, tile, raw_weights);
     __syncthreads();
 
     int32_t const first_row = tile.row + static_cast<int32_t>(y) * kRows;
@@ -219,6 +224,7 @@ __global__ void __launch_bounds__(kInterleavedThreads, kBlocksOfSm)
     }
     uint32_t results[kRows][kColumns] = {};
     if (first_there) {
+        __half2 const bias = as_half2(load_shared<uint32_t>(bias_offset + 4 * static_cast<int32_t>(pair)));
         int32_t const size = max(kernel_size_of(p, channel), kernel_size_of(p, second_there ? channel + 1 : channel));
         int32_t const inset = p.pad - size / 2;
         uint32_t const weights = static_cast<uint32_t>(p.slot_offset) +

@@ -239,7 +239,7 @@ void lay_out_planar(Problem const& problem, int32_t more_pitch, int32_t more_pla
     int32_t const weights = params.planes * params.weight_size * params.weight_size * rules.element;
     params.weight_offset = params.flat_offset + flat;
     params.slot_offset = round_up(params.weight_offset + weights + 32, 16);
-    int32_t const slots = problem.type == DataType::kInt8 ? 8 * params.planes : 0;  // a factor and an offset a channel
+    int32_t const slots = 8 * params.planes;
     int32_t const rows_out = std::min(params.tile_rows, params.out_height);
     int32_t const results = problem.layout == Layout::kChw32
                                 ? 4 * params.planes * (params.tile_rows * threads_x | 1)
@@ -269,7 +269,7 @@ void lay_out_interleaved_half(Problem const& problem, LaunchShape& shape) {
     params.weight_offset = params.in_rows * params.pitch;
     int32_t const taps = params.weight_size * params.weight_size;
     params.slot_offset = round_up(params.weight_offset + 2 * params.planes * taps + 32, 16);
-    shape.shared_bytes = params.slot_offset + 4 * kInterleavedPair * taps;
+    shape.shared_bytes = params.slot_offset + 4 * kInterleavedPair * (taps + 1);
 }
 
 LaunchShape interleaved_half_shape(Problem const& problem, Tactic tactic, Block block) {

@@ -36,39 +36,56 @@ using RowsOf =
                        std::conditional_t<kType == DataType::kFloat16, HalfRows<kSize, kStride, kRows, kHardswish>,
                                           FloatRows<kSize, kStride, kRows, kHardswish>>>;
 
-// What turns a channel's sums into output codes. Thread i works it out for channel i of the block.
-struct Requantization {
-    float scale, bias;
+// What a channel has beside its weights: its bias; int8: the scale of its weights and its bias, then, worked out from
+// them, the factor and the offset that turn its sums into output codes. Thread i looks after channel i of the block.
+template <DataType kType>
+struct ChannelConstants {
+    static constexpr int32_t kSlot = 8;
 
-    __device__ __forceinline__ static Requantization load(KernelParams const& p, Tile const& tile) {
-        bool const mine = static_cast<int32_t>(threadIdx.x) < tile.planes;
+    uint32_t scale = 0;
+    uint32_t bias = 0;
+
+    __device__ __forceinline__ static int32_t slot(KernelParams const& p, int32_t plane) {
+        return p.slot_offset + kSlot * plane;
+    }
+
+    __device__ __forceinline__ static bool has_channel(Tile const& tile) {
+        return static_cast<int32_t>(threadIdx.x) < tile.planes;
+    }
+
+    __device__ __forceinline__ void load(KernelParams const& p, Tile const& tile) {
         int32_t const channel = tile.channel + static_cast<int32_t>(threadIdx.x);
-        return {__uint_as_float(load_global_if<uint32_t>(mine, p.weight_scale + channel)),
-                __uint_as_float(load_global_if<uint32_t>(mine, static_cast<float const*>(p.bias) + channel))};
+        if constexpr (kType == DataType::kFloat16) {
+            uint32_t const half =
+                load_global_if<uint16_t>(has_channel(tile), static_cast<uint16_t const*>(p.bias) + channel);
+            bias = half | half << 16;
+        } else {
+            bias = load_global_if<uint32_t>(has_channel(tile), static_cast<uint32_t const*>(p.bias) + channel);
+        }
+        if constexpr (kType == DataType::kInt8) {
+            scale = load_global_if<uint32_t>(has_channel(tile), p.weight_scale + channel);
+        }
     }
 
     __device__ __forceinline__ void store(KernelParams const& p, Tile const& tile) const {
-        if (static_cast<int32_t>(threadIdx.x) < tile.planes) {
-            uint2 const factor_and_offset =
-                make_uint2(__float_as_uint(p.x_scale * scale / p.y_scale), __float_as_uint(bias / p.y_scale));
-            store_shared<uint2>(p.slot_offset + 8 * static_cast<int32_t>(threadIdx.x), factor_and_offset);
+        store_shared_if<uint2>(has_channel(tile), slot(p, static_cast<int32_t>(threadIdx.x)), make_uint2(scale, bias));
+    }
+
+    // Behind a barrier, so that nobody waits for the division while loads are to be made.
+    __device__ __forceinline__ static void work_out(KernelParams const& p, Tile const& tile) {
+        if (has_channel(tile)) {
+            int32_t const at = slot(p, static_cast<int32_t>(threadIdx.x));
+            uint2 const raw = load_shared<uint2>(at);
+            float const factor = p.x_scale * __uint_as_float(raw.x) / p.y_scale;
+            float const offset = __uint_as_float(raw.y) / p.y_scale;
+            store_shared<uint2>(at, make_uint2(__float_as_uint(factor), __float_as_uint(offset)));
         }
     }
 };
 
-template <DataType kType>
-__device__ __forceinline__ auto load_bias(KernelParams const& p, int32_t channel) {
-    if constexpr (kType == DataType::kFloat32) {
-        return __uint_as_float(load_global<uint32_t>(static_cast<float const*>(p.bias) + channel));
-    } else {
-        uint32_t const bits = load_global<uint16_t>(static_cast<uint16_t const*>(p.bias) + channel);
-        return as_half2(bits | bits << 16);
-    }
-}
-
 // One channel's results of the thread at `place`. `weights` is where the block's start in shared memory.
 template <DataType kType, int kSize, int kTensor, int kStride, int kRows, bool kHardswish>
-__device__ __forceinline__ void run_rows(KernelParams const& p, Place const& place, int32_t channel, int32_t weights,
+__device__ __forceinline__ void run_rows(KernelParams const& p, Place const& place, int32_t weights,
                                          uint32_t (&results)[kRows][kResultWords<kType>]) {
     constexpr int32_t kBytes = kBytesOf<kType>;
     constexpr int32_t kInset = (kTensor - kSize) / 2;
@@ -77,11 +94,15 @@ __device__ __forceinline__ void run_rows(KernelParams const& p, Place const& pla
     int32_t const first_column = static_cast<int32_t>(place.x) * kColumns * kStride;
     int32_t const address = plane * p.plane_stride + first_row * p.pitch + p.margin + first_column * kBytes;
     weights += kBytes * kTensor * kTensor * plane;
+    int32_t const constants = ChannelConstants<kType>::slot(p, plane);
     RowsOf<kType, kSize, kStride, kRows, kHardswish> rows;
     if constexpr (kType == DataType::kInt8) {
-        rows.template run<kTensor>(p, weights, p.slot_offset + 8 * plane, address, results);
+        rows.template run<kTensor>(p, weights, constants, address, results);
+    } else if constexpr (kType == DataType::kFloat16) {
+        rows.template run<kTensor>(p, weights, as_half2(load_shared<uint32_t>(constants + 4)), address, results);
     } else {
-        rows.template run<kTensor>(p, weights, load_bias<kType>(p, channel), address, results);
+        float const bias = __uint_as_float(load_shared<uint32_t>(constants + 4));
+        rows.template run<kTensor>(p, weights, bias, address, results);
     }
 }
 
@@ -91,17 +112,17 @@ __device__ __forceinline__ void run_channel(KernelParams const& p, Place const& 
                                             uint32_t (&results)[kRows][kResultWords<kType>]) {
     int32_t const size = kernel_size_of(p, channel);
     if (size == 7) {
-        run_rows<kType, 7, 7, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+        run_rows<kType, 7, 7, kStride, kRows, kHardswish>(p, place, weights, results);
     } else if (size == 5 && p.weight_size == 7) {
-        run_rows<kType, 5, 7, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+        run_rows<kType, 5, 7, kStride, kRows, kHardswish>(p, place, weights, results);
     } else if (size == 5) {
-        run_rows<kType, 5, 5, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+        run_rows<kType, 5, 5, kStride, kRows, kHardswish>(p, place, weights, results);
     } else if (p.weight_size == 7) {
-        run_rows<kType, 3, 7, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+        run_rows<kType, 3, 7, kStride, kRows, kHardswish>(p, place, weights, results);
     } else if (p.weight_size == 5) {
-        run_rows<kType, 3, 5, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+        run_rows<kType, 3, 5, kStride, kRows, kHardswish>(p, place, weights, results);
     } else {
-        run_rows<kType, 3, 3, kStride, kRows, kHardswish>(p, place, channel, weights, results);
+        run_rows<kType, 3, 3, kStride, kRows, kHardswish>(p, place, weights, results);
     }
 }
 
@@ -113,19 +134,21 @@ __global__ void __launch_bounds__(kPlanarThreads<kLayout>, kPlanarBlocks<kLayout
     TileOf<kType, kLayout, kStride> data(p, tile);
     int64_t const taps = p.weight_size * p.weight_size;
 
-    data.fetch();
-    int32_t const weights =
-        p.weight_offset + copy_flat(p.weight, kBytes * p.channels * taps, kBytes * tile.channel * taps,
-                                    static_cast<int32_t>(kBytes * tile.planes * taps), p.weight_offset);
-    Requantization requantization{};
-    if constexpr (kType == DataType::kInt8) {
-        requantization = Requantization::load(p, tile);
-    }
+    // Ask for everything, then lay it down.
+    FlatRun weight_run(p.weight, kBytes * p.channels * taps, kBytes * tile.channel * taps,
+                       static_cast<int32_t>(kBytes * tile.planes * taps));
+    ChannelConstants<kType> constants;
+    weight_run.load();
+    constants.load(p, tile);
+    data.load();
+    data.store();
+    int32_t const weights = weight_run.store(p.weight_offset);
+    constants.store(p, tile);
     __syncthreads();
 
     data.pad();
     if constexpr (kType == DataType::kInt8) {
-        requantization.store(p, tile);
+        ChannelConstants<kType>::work_out(p, tile);
     }
     __syncthreads();
 

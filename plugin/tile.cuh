@@ -100,18 +100,36 @@ __device__ __forceinline__ uint4 load_unit(void const* tensor, int64_t offset, i
     return unit;
 }
 
-// Copies bytes [begin, begin + count) of a tensor to `target` in shared memory by aligned units of 16 bytes, and zeros
-// for whoever reads up to eight bytes more. The first unit starts begin % 16 bytes early, which is returned.
-__device__ __forceinline__ int32_t copy_flat(void const* tensor, int64_t bytes, int64_t begin, int32_t count,
-                                             int32_t target) {
-    int32_t const early = static_cast<int32_t>(begin & 15);
-    int32_t const end = early + count;
-    for (int32_t at = 16 * static_cast<int32_t>(threadIdx.x); at < end + 8;
-         at += 16 * static_cast<int32_t>(blockDim.x)) {
-        store_shared<uint4>(target + at, at < end ? load_unit(tensor, begin - early + at, bytes) : uint4{});
+// A run of a tensor's bytes on its way to shared memory, by aligned units of 16 bytes: asked for by `load`, laid down
+// by `store`, so that everything that a block needs is under way at once. Eight bytes of zeros follow, for whoever
+// reads a little more.
+struct FlatRun {
+    void const* tensor;
+    int64_t bytes;  // of the tensor
+    int64_t begin;
+    int32_t early;  // bytes of the first unit that come before the run
+    int32_t end;    // of the run, from the start of its first unit
+    uint4 first;
+
+    __device__ __forceinline__ FlatRun(void const* whole, int64_t whole_bytes, int64_t from, int32_t count)
+        : tensor(whole), bytes(whole_bytes), begin(from), early(static_cast<int32_t>(from & 15)), end(early + count) {}
+
+    __device__ __forceinline__ uint4 unit(int32_t at) const {
+        return at < end ? load_unit(tensor, begin - early + at, bytes) : uint4{};
     }
-    return early;
-}
+
+    __device__ __forceinline__ void load() { first = unit(16 * static_cast<int32_t>(threadIdx.x)); }
+
+    // Returns where the run's first byte is.
+    __device__ __forceinline__ int32_t store(int32_t target) const {
+        int32_t at = 16 * static_cast<int32_t>(threadIdx.x);
+        store_shared_if<uint4>(at < end + 8, target + at, first);
+        for (at += 16 * static_cast<int32_t>(blockDim.x); at < end + 8; at += 16 * static_cast<int32_t>(blockDim.x)) {
+            store_shared<uint4>(target + at, unit(at));
+        }
+        return target + early;
+    }
+};
 
 template <int kBytes>
 using ElementOf = std::conditional_t<kBytes == 1, uint8_t, std::conditional_t<kBytes == 2, uint16_t, uint32_t>>;

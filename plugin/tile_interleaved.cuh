@@ -73,8 +73,10 @@ struct Chw32Tile : InterleavedTile<32, kStride> {
     using Base::p;
     using Base::tile;
 
+    __device__ __forceinline__ void load() {}
+
     // Two threads share the 32 bytes of a pixel, so that a warp asks for whole sectors.
-    __device__ __forceinline__ void fetch() {
+    __device__ __forceinline__ void store() {
         uint32_t const items = 2 * p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
         for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
             int32_t const half = static_cast<int32_t>(item & 1);
@@ -160,13 +162,17 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
 
     __device__ __forceinline__ int32_t groups() const { return (tile.planes + 3) / 4; }
 
-    int32_t early;
+    int32_t first;  // byte of the tile, in shared memory
 
-    __device__ __forceinline__ void fetch() {
+    __device__ __forceinline__ void load() {}
+
+    __device__ __forceinline__ void store() {
         if (comes_flat()) {
             int64_t const begin = Base::pixel(0, tile.in_begin, 0) - static_cast<unsigned char const*>(p.x);
             int32_t const rows = (groups() - 1) * p.height + tile.in_end - tile.in_begin;
-            early = copy_flat(p.x, p.x_bytes, begin, 4 * rows * p.width, p.flat_offset);
+            FlatRun run(p.x, p.x_bytes, begin, 4 * rows * p.width);
+            run.load();
+            first = run.store(p.flat_offset);
         } else {
             fill<false>();
         }
@@ -200,7 +206,7 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
                                                 uint32_t (&pixels)[4]) const {
         if constexpr (kFlat) {
             int32_t const row = group * p.height + y - tile.in_begin;
-            int32_t const source = p.flat_offset + early + 4 * (row * p.width + x);
+            int32_t const source = first + 4 * (row * p.width + x);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 bool const mine = inside && x + i >= 0 && x + i < p.width;

@@ -13,46 +13,72 @@ namespace mdconv {
 
 template <int kBytes, int kStride>
 struct LinearTile {
-    static constexpr int kAhead = 4;  // units a thread has under way while shared memory is cleared
+    static constexpr int kAhead = 4;  // units that a thread has under way
 
     KernelParams const& p;
     Tile const& tile;
     int32_t row_bytes;
-    int64_t begin;  // of the run
-    int32_t rows;   // of all channels
-    int32_t early;
+    int32_t rows;  // of all channels
+    FlatRun run;
     uint4 ahead[kAhead];
 
     __device__ __forceinline__ LinearTile(KernelParams const& params, Tile const& block_tile)
-        : p(params), tile(block_tile), row_bytes(params.width * kBytes) {
+        : p(params),
+          tile(block_tile),
+          row_bytes(params.width * kBytes),
+          rows((tile.planes - 1) * p.height + tile.in_end - tile.in_begin),
+          run(p.x, p.x_bytes, first_row() * row_bytes, rows * row_bytes) {}
+
+    // Of the tile, among all rows of X.
+    __device__ __forceinline__ int64_t first_row() const {
         int64_t const plane = static_cast<int64_t>(tile.image) * p.channels + tile.channel;
-        begin = (plane * p.height + tile.in_begin) * row_bytes;
-        rows = (tile.planes - 1) * p.height + tile.in_end - tile.in_begin;
-        early = static_cast<int32_t>(begin & 15);
+        return plane * p.height + tile.in_begin;
+    }
+
+    // Loads begin.
+    __device__ __forceinline__ void load() {
+        if (p.tiles_x == 1) {
+            load_ahead(16 * static_cast<int32_t>(threadIdx.x));
+        }
     }
 
     // Before a barrier.
-    __device__ __forceinline__ void fetch() {
+    __device__ __forceinline__ void store() {
         if (p.tiles_x > 1) {
             return;
         }
-        int32_t const step = 16 * static_cast<int32_t>(blockDim.x);
-        int32_t at = 16 * static_cast<int32_t>(threadIdx.x);
+        clear_shared(p.planes * p.plane_stride);
+        if (p.granule < 8) {
+            // shift_rows reads 20 bytes behind the run.
+            for_all_units(run.end + 20, [&](int32_t at, uint4 const& unit) {
+                store_shared_if<uint4>(at < run.end + 20, p.flat_offset + at, unit);
+            });
+        }
+    }
+
+    __device__ __forceinline__ void load_ahead(int32_t at) {
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
-            ahead[k] = unit(at + k * step);
+            ahead[k] = run.unit(at + 16 * k * static_cast<int32_t>(blockDim.x));
         }
-        clear_shared(p.planes * p.plane_stride);
-        if (p.granule >= 8) {
-            return;
-        }
-        int32_t const behind = end() + 20;  // shift_rows reads so far
+    }
+
+    // Calls use(place, unit) for each of the thread's units up to `end`, of which the first kAhead are under way.
+    template <typename Use>
+    __device__ __forceinline__ void for_all_units(int32_t end, Use use) {
+        int32_t const step = 16 * static_cast<int32_t>(blockDim.x);
+        int32_t at = 16 * static_cast<int32_t>(threadIdx.x);
+#pragma unroll 1
+        while (true) {
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k, at += step) {
-            store_shared_if<uint4>(at < behind, p.flat_offset + at, ahead[k]);
-        }
-        for (; at < behind; at += step) {
-            store_shared<uint4>(p.flat_offset + at, unit(at));
+            for (int k = 0; k < kAhead; ++k) {
+                use(at + k * step, ahead[k]);
+            }
+            at += kAhead * step;
+            if (at >= end) {
+                return;
+            }
+            load_ahead(at);
         }
     }
 
@@ -71,13 +97,6 @@ struct LinearTile {
         }
     }
 
-    // Of the run, counted from its first unit's start.
-    __device__ __forceinline__ int32_t end() const { return early + rows * row_bytes; }
-
-    __device__ __forceinline__ uint4 unit(int32_t at) const {
-        return at < end() ? load_unit(p.x, begin - early + at, p.x_bytes) : uint4{};
-    }
-
     // Where row `row` of the run has its place: the rows of a channel follow one another, then comes the next channel's
     // halo.
     __device__ __forceinline__ int32_t address(int32_t row) const {
@@ -87,15 +106,7 @@ struct LinearTile {
 
     template <int kGranule>
     __device__ __forceinline__ void scatter_all() {
-        int32_t const step = 16 * static_cast<int32_t>(blockDim.x);
-        int32_t at = 16 * static_cast<int32_t>(threadIdx.x);
-#pragma unroll
-        for (int k = 0; k < kAhead; ++k, at += step) {
-            scatter<kGranule>(at, ahead[k]);
-        }
-        for (; at < end(); at += step) {
-            scatter<kGranule>(at, unit(at));
-        }
+        for_all_units(run.end, [&](int32_t at, uint4 const& unit) { scatter<kGranule>(at, unit); });
     }
 
     template <int kGranule>
@@ -104,7 +115,7 @@ struct LinearTile {
 #pragma unroll
         for (int i = 0; i < 16 / kGranule; ++i) {
             // Before the run or behind it this is far above.
-            uint32_t const position = static_cast<uint32_t>(at + kGranule * i - early);
+            uint32_t const position = static_cast<uint32_t>(at + kGranule * i - run.early);
             uint32_t column;
             int32_t const row = static_cast<int32_t>(divide(position, p.by_row_bytes, column));
             bool const mine = position < static_cast<uint32_t>(rows * row_bytes);
@@ -121,10 +132,11 @@ struct LinearTile {
     template <bool kWords>
     __device__ __forceinline__ void shift_rows() const {
         for (int32_t row = static_cast<int32_t>(threadIdx.x); row < rows; row += static_cast<int32_t>(blockDim.x)) {
-            int32_t const source = p.flat_offset + early + row * row_bytes;
+            int32_t const source = p.flat_offset + run.early + row * row_bytes;
             int32_t target = address(row);
             uint32_t const selector = 0x3210 + 0x1111 * static_cast<uint32_t>(source & 3);
             int32_t word = source & ~3;
+#pragma unroll 1
             for (int32_t left = row_bytes; left > 0; left -= 16, word += 16, target += 16) {
                 uint32_t words[5];
 #pragma unroll
@@ -168,7 +180,7 @@ struct LinearTile {
         int32_t const pitch = p.pitch / kBytes;
         for (int32_t tile_row = 0; tile_row < p.in_rows; ++tile_row) {
             int32_t const y = tile.top + tile_row;
-            int64_t const row = begin / kBytes + static_cast<int64_t>(y - tile.in_begin) * p.width;
+            int64_t const row = (first_row() + y - tile.in_begin) * p.width;
             for (int32_t i = static_cast<int32_t>(threadIdx.x); i < pitch; i += static_cast<int32_t>(blockDim.x)) {
                 int32_t const column = tile.left + i - p.margin / kBytes;
                 bool const inside = y >= 0 && y < p.height && column >= 0 && column < p.width;
