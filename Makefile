@@ -55,7 +55,7 @@ plugin:
 	@command -v cmake >/dev/null || { echo "make plugin: cmake is missing: apt-get install cmake"; exit 3; }
 	@cmake -S plugin -B build/plugin $(if $(CUDAARCHS),-DCMAKE_CUDA_ARCHITECTURES="$(CUDAARCHS)",-UCMAKE_CUDA_ARCHITECTURES) \
 	    -DPython3_EXECUTABLE="$(or $(wildcard $(abspath $(BIN)/python)),$(shell command -v $(PYTHON)))"
-	@cmake --build build/plugin --parallel
+	@MAKEFLAGS= cmake --build build/plugin --parallel
 	@cmake --install build/plugin --prefix edge/lib
 	@rm -f edge/lib/not_built.txt
 	@echo "make plugin: built edge/lib/libmdconv_plugin.so, which engines of --lowering plugin load"
