@@ -14,9 +14,13 @@ struct LaunchShape {
     KernelParams params;  // but for the addresses and the bounds
     dim3 grid, block;
     int32_t shared_bytes;
-    bool half_occupied;  // whether half of a multiprocessor's warps can be resident
-    double cost;  // modelled cycles on the smallest Jetson that we build for, for comparing shapes of one problem only
+    int32_t rank;  // 0: it does not fit; else the higher the better, whatever the cost
+    double cost;   // modelled cycles on the smallest Jetson that we build for, for comparing shapes of one problem only
 };
+
+inline bool is_better(LaunchShape const& a, LaunchShape const& b) {
+    return a.rank > b.rank || (a.rank == b.rank && a.cost < b.cost);
+}
 
 LaunchShape shape_of_planar(Problem const& problem, Tactic tactic);
 

@@ -178,13 +178,11 @@ cudaError_t prepare(Problem const& problem, int32_t tactic, PreparedLaunch* prep
 int32_t default_tactic(Problem const& problem) {
     TacticList const tactics = tactics_of(problem.type, problem.layout);
     int32_t best = 1;
-    bool half_occupied = false;
-    double least = std::numeric_limits<double>::infinity();
-    for (int32_t i = 0; i < tactics.count; ++i) {
+    LaunchShape best_shape = shape_of(problem, for_stride(tactics.first[0], problem.stride));
+    for (int32_t i = 1; i < tactics.count; ++i) {
         LaunchShape const shape = shape_of(problem, for_stride(tactics.first[i], problem.stride));
-        if (shape.half_occupied > half_occupied || (shape.half_occupied == half_occupied && shape.cost < least)) {
-            half_occupied = shape.half_occupied;
-            least = shape.cost;
+        if (is_better(shape, best_shape)) {
+            best_shape = shape;
             best = i + 1;
         }
     }

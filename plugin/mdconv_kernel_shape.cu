@@ -120,15 +120,31 @@ dim3 grid_of(Problem const& problem, KernelParams const& params) {
                 static_cast<uint32_t>(ceil_div(problem.channels, params.planes)), static_cast<uint32_t>(problem.batch));
 }
 
-// Bytes that go over the memory bus for one block, weights aside.
-double traffic_of(Problem const& problem, KernelParams const& params) {
-    int32_t const group = problem.layout == Layout::kLinear || problem.layout == Layout::kChw4 ? 1 : params.planes;
-    double const element = bytes_of(problem.type);
-    double const in_rows = std::min(params.in_rows, params.height);
-    double const in_columns = std::min((params.tile_columns - 1) * problem.stride + 1 + 2 * params.pad, params.width) +
-                              (group == 1 ? 32 / group : 0);
-    double const out = std::min(params.tile_rows, params.out_height) * std::min(params.tile_columns, params.out_width);
-    return element * params.planes * (in_rows * in_columns + out);
+// Elements of `extent` that tiles of `tile` outputs read, all together: those on the border of two are read twice.
+int64_t read_by_tiles(int32_t extent, int32_t out_extent, int32_t tile, int32_t stride, int32_t pad) {
+    int64_t read = 0;
+    for (int32_t first = 0; first < out_extent; first += tile) {
+        int32_t const begin = std::max(first * stride - pad, 0);
+        int32_t const end = std::min((first + tile - 1) * stride + pad + 1, extent);
+        read += std::max(end - begin, 0);
+    }
+    return read;
+}
+
+struct Traffic {
+    double bytes;  // that go over the memory bus, weights aside
+    double ratio;  // to what has to
+};
+
+Traffic traffic_of(Problem const& problem, KernelParams const& params) {
+    double const planes = static_cast<double>(problem.batch) * stored_channels(problem) * bytes_of(problem.type);
+    double const rows = static_cast<double>(
+        read_by_tiles(params.height, params.out_height, params.tile_rows, problem.stride, params.pad));
+    double const columns = static_cast<double>(
+        read_by_tiles(params.width, params.out_width, params.tile_columns, problem.stride, params.pad));
+    double const out = static_cast<double>(params.out_height) * params.out_width;
+    double const input = static_cast<double>(params.height) * params.width;
+    return {planes * (rows * columns + out), (rows * columns + out) / (input + out)};
 }
 
 // Instructions that a thread issues; those of half the rate count twice.
@@ -152,12 +168,12 @@ double cost_of(Problem const& problem, Tactic tactic, LaunchShape const& shape) 
     int32_t const warps = ceil_div(static_cast<int32_t>(shape.block.x), 32);
     int32_t const resident =
         std::max(1, std::min(kSharedOfSm / (shape.shared_bytes + kReservedOfBlock), std::min(kWarpsOfSm / warps, 16)));
-    double const traffic = traffic_of(problem, shape.params);
+    double const blocks = static_cast<double>(shape.grid.x) * shape.grid.y * shape.grid.z;
+    double const traffic = traffic_of(problem, shape.params).bytes / blocks;
     // Each unit of 16 bytes that is moved costs some twenty instructions a thread.
     double const issue = (warps * instructions_of(problem, tactic) + traffic / 16 * 20 / 32) / kWarpsPerCycle;
     double const memory = traffic / kBytesPerCycle;
     double const block = std::max(issue, memory) + 0.3 * std::min(issue, memory);
-    double const blocks = static_cast<double>(shape.grid.x) * shape.grid.y * shape.grid.z;
     double const rounds = (blocks + kSms - 1) / kSms;
     double const waves = (blocks + kSms * resident - 1) / (kSms * resident);
     return block * rounds + kLatency * waves;
@@ -167,6 +183,18 @@ bool is_half_occupied(LaunchShape const& shape) {
     int32_t const warps = ceil_div(static_cast<int32_t>(shape.block.x), 32);
     int32_t const blocks = ceil_div(kWarpsOfSm / 2, warps);
     return blocks * (shape.shared_bytes + kReservedOfBlock) <= kSharedOfSm;
+}
+
+constexpr double kBearableTraffic = 1.2;
+
+// What a shape must have before its cost counts: it fits; little is read twice; half of a multiprocessor's warps can be
+// resident.
+int32_t rank_of(Problem const& problem, LaunchShape const& shape) {
+    if (shape.shared_bytes > kSharedOfBlock) {
+        return 0;
+    }
+    bool const bearable = traffic_of(problem, shape.params).ratio <= kBearableTraffic;
+    return 1 + 2 * bearable + is_half_occupied(shape);
 }
 
 // Times that the fullest bank is asked for when `threads` threads read `bytes` bytes each, summed over the first warps.
@@ -256,7 +284,7 @@ LaunchShape planar_shape(Problem const& problem, Tactic tactic, Block block) {
     shape.block = dim3(static_cast<uint32_t>(round_up(threads_of(problem, block), 32)));
     lay_out_planar(problem, 0, 0, shape);
     shape.cost = cost_of(problem, tactic, shape);
-    shape.half_occupied = is_half_occupied(shape);
+    shape.rank = rank_of(problem, shape);
     return shape;
 }
 
@@ -280,21 +308,19 @@ LaunchShape interleaved_half_shape(Problem const& problem, Tactic tactic, Block 
     shape.block = dim3(static_cast<uint32_t>(round_up(threads_of(problem, block), 32)));
     lay_out_interleaved_half(problem, shape);
     shape.cost = cost_of(problem, tactic, shape);
-    shape.half_occupied = is_half_occupied(shape);
+    shape.rank = rank_of(problem, shape);
     return shape;
 }
 
-// Keeps the better of two shapes: one that fits before one that does not, then the one that keeps the multiprocessor
-// full, then the cheaper one.
+// Keeps the best of the shapes that it is offered.
 struct Best {
     LaunchShape shape{};
-    int32_t rank = -1;
+
+    Best() { shape.rank = -1; }
 
     void offer(LaunchShape const& candidate) {
-        int32_t const candidate_rank = candidate.shared_bytes > kSharedOfBlock ? 0 : candidate.half_occupied ? 2 : 1;
-        if (candidate_rank > rank || (candidate_rank == rank && candidate.cost < shape.cost)) {
+        if (is_better(candidate, shape)) {
             shape = candidate;
-            rank = candidate_rank;
         }
     }
 };
@@ -333,7 +359,7 @@ LaunchShape shape_of_planar(Problem const& problem, Tactic tactic) {
     }
     // Whole rows are contiguous in the layouts whose pixels are single words, so that parts of rows are for the widest
     // only.
-    if (problem.layout == Layout::kChw32 || best.rank < 1) {
+    if (problem.layout == Layout::kChw32 || best.shape.rank < 1) {
         int32_t before = 0;
         for (int32_t parts = 2; parts <= all_columns; ++parts) {
             // Tiles start at multiples of 16 pixels.
@@ -374,8 +400,7 @@ void spread_over_banks(Problem const& problem, Tactic tactic, LaunchShape& shape
         for (int32_t more_plane = 0; more_plane < 8; ++more_plane) {
             LaunchShape candidate = plain;
             lay_out_planar(problem, more_pitch, more_plane, candidate);
-            bool const fits =
-                candidate.shared_bytes <= kSharedOfBlock && is_half_occupied(candidate) >= plain.half_occupied;
+            bool const fits = rank_of(problem, candidate) >= plain.rank;
             KernelParams const& params = candidate.params;
             int32_t const x = static_cast<int32_t>(params.by_threads_x.divisor);
             int32_t const plane = static_cast<int32_t>(params.by_threads_plane.divisor);
