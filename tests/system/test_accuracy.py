@@ -11,16 +11,20 @@ from typing import Any
 import cv2
 import data_store
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from build_engine.lowering import lower
+from edge import results
 from edge.backends.onnxruntime import OnnxRuntimeBackend
 from edge.bundle import load_bundle
-from edge.preprocess import Preprocess, decode
+from edge.preprocess import Preprocess, decode, load_image
 from mdconv.checkpoint import load_checkpoint
 from mdconv.data.phantom import render
 from mdconv.networks import normalise
 from mdconv.weights import DEMO_CHECKPOINT
+from tests.native.plugin_interpreter import PluginInterpreter
 
 REAL = Path(data_store.__file__).parent / "data"
 
@@ -76,3 +80,17 @@ def test_cam_mean_and_bias_are_the_logits(fp32_bundle: Path) -> None:
         outputs = backend.infer(render(2_100_002, 448).image[None, None])
     assert outputs.cam is not None
     np.testing.assert_allclose(outputs.cam.mean(axis=(2, 3)) + bias, outputs.logits, atol=1e-4)
+
+
+def test_int8_plugin_graph_says_what_the_qdq_graph_says(int8_bundle: Path) -> None:
+    """The plugin's own arithmetic in NumPy against ONNX Runtime, on 200 phantoms and on a real radiograph."""
+    bundle = load_bundle(int8_bundle)
+    plugin = PluginInterpreter(lower(onnx.load(bundle.model_path), "plugin"))
+    images = [render(2_000_000 + i, 448).image for i in range(200)]
+    images.append(load_image(REAL / "RG1_UNCR.dcm", Preprocess(448)))
+    with OnnxRuntimeBackend(bundle) as backend:
+        expected = results.probabilities(backend.infer(np.stack(images)[:, None]).logits)
+    found = results.probabilities(np.concatenate([plugin.run(image[None, None])["logits"] for image in images]))
+    np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+    assert np.abs(found - expected).mean() <= 0.002
+    assert len(set(expected.argmax(axis=1))) > 3

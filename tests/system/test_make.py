@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
-from edge.bundle import load_bundle
+from edge.bundle import load_bundle, sha256_of
 from mdconv.checkpoint import load_checkpoint, save_checkpoint
 from mdconv.data.phantom.folder import write_folder
 from mdconv.weights import DEMO_CHECKPOINT
+from tests.native.real_plugin import real_plugin
 from tests.system.conftest import build, run_make
 
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
@@ -100,8 +104,42 @@ def test_tensorrt_rtx_engine_by_nvidias_builder(lowering: str, few_phantoms: Pat
     assert json.loads((directory / "report.json").read_text())["layers"] != "unavailable"
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("int8", "Int8"), ("fp16", "Half"), ("fp32", "Float")])
+def test_tensorrt_rtx_engine_with_the_plugin(
+    precision: str, kind: str, few_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's builder lists one plugin layer an MD-Conv; it reads and writes the precision's type, so no Q/DQ pair."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for x86-64 only")
+    monkeypatch.setenv("MDCONV_PLUGIN", str(real_plugin()))
+    directory = build(
+        tmp_path / "bundle",
+        *(f"--{precision}", "--backend", "tensorrt-rtx", "--lowering", "plugin", "--gate-data", few_phantoms),
+        *("--calibration-images", "12", "--max-auc-drop", "1"),
+    )
+    manifest: dict[str, Any] = check_manifest(directory)
+    lowering, layers = manifest["lowering"], manifest["platform"]["layers"]
+    assert (lowering["kind"], lowering["reason"]) == ("plugin", "asked for")
+    assert lowering["builder_model"] == f"model.{precision}.plugin.onnx"
+    assert lowering["fallback_model"] == f"model.{precision}.padded.onnx"
+    assert lowering["plugin"] == {"sha256": sha256_of(real_plugin()), "origin": "MDCONV_PLUGIN"}
+    assert manifest["files"]["libmdconv_plugin.so"]["sha256"] == lowering["plugin"]["sha256"]
+    assert {lowering["builder_model"], lowering["fallback_model"]} <= set(manifest["files"])
+    assert "kept_padded" not in lowering
+
+    named = [layer for layer in layers if re.match(r"layer5\.\d\.depthwise", layer["Name"])]
+    assert [layer["Name"][:18] for layer in named] == [f"layer5.{i}.depthwise" for i in range(3)]
+    for layer in named:
+        assert layer["LayerType"] == "custom_layer"
+        assert {tensor["Datatype"] for tensor in (*layer["Inputs"], *layer["Outputs"])} == {kind}
+    session = onnxruntime.InferenceSession(directory / lowering["fallback_model"])  # standard ONNX
+    assert session.get_outputs()[0].name == "logits"
+
+
 def test_building_twice_gives_the_same_models(fp32_bundle: Path, tmp_path: Path) -> None:
-    again = build(tmp_path / "fp32", "--fp32", "--backend", "onnxruntime", "--no-gate", "--calibration-images", "16")
+    again = build(
+        tmp_path / "fp32",
+        *("--fp32", "--backend", "onnxruntime", "--lowering", "padded", "--no-gate", "--calibration-images", "16"),
+    )
     for name in ("model.onnx", "model.fp32.padded.onnx", "golden.npz"):
         assert (again / name).read_bytes() == (fp32_bundle / name).read_bytes()
 
@@ -111,7 +149,6 @@ def test_building_twice_gives_the_same_models(fp32_bundle: Path, tmp_path: Path)
     [
         (["--checkpoint", "missing.safetensors"], 2, "no checkpoint at missing.safetensors"),
         (["--calibration-data", "missing"], 2, "--calibration-data missing is no folder"),
-        (["--lowering", "plugin"], 3, "plugin"),
         (["--batch", "0"], 2, "0 is less than 1"),
         (["--max-auc-drop", "2"], 2, "2 is not between 0 and 1"),
         (["--backend", "tensorrt"], 3, "tensorrt"),
@@ -122,6 +159,18 @@ def test_wrong_use_is_one_line_and_leaves_nothing(arguments: list[str], status: 
     assert made.returncode == status
     assert said in made.stderr.splitlines()[-1]
     assert "Traceback" not in made.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_missing_plugin_is_told_before_any_work(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDCONV_PLUGIN", str(tmp_path / "missing.so"))
+    made = run_make("--lowering", "plugin", "--backend", backend, "--output", tmp_path / "bundle")
+    assert made.returncode == 3
+    (line,) = made.stderr.splitlines()
+    assert "missing.so, which is missing" in line
     assert list(tmp_path.iterdir()) == []
 
 
