@@ -193,7 +193,7 @@ __device__ __forceinline__ uint32_t load_half(void const* values, int32_t index,
 constexpr int32_t kInterleavedThreads = 256;
 
 template <Layout kLayout, int kStride, int kRows, bool kHardswish>
-__global__ void __launch_bounds__(kInterleavedThreads, kBlocksOfSm)
+__global__ void __launch_bounds__(kInterleavedThreads, kFewResidentThreads / kInterleavedThreads)
     interleaved_half_kernel(__grid_constant__ KernelParams const p) {
     Tile const tile = tile_of_block<kStride>(p);
     int32_t const taps = p.weight_size * p.weight_size;

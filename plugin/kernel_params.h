@@ -83,6 +83,10 @@ struct KernelParams {
     int64_t x_bytes;        // of the whole tensor
 };
 
+// Whether a kernel of so many rows a thread gets 80 registers of sm_87, not 72: so many half-precision
+// sums would spill. The interleaved float16 kernel gets 80, too.
+constexpr bool needs_registers(DataType type, int32_t rows) { return type == DataType::kFloat16 && rows > 7; }
+
 constexpr int32_t kColumns = 4;          // output columns a thread
 constexpr int32_t kInterleavedPair = 8;  // pairs of channels a block of the interleaved float16 kernel
 constexpr int32_t kPixelBytes = 32;      // of one pixel in the interleaved kernels: a memory sector

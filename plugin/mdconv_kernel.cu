@@ -12,9 +12,10 @@ namespace mdconv {
 
 namespace {
 
-constexpr Tactic kPlanarTactics[] = {{7, 256}, {14, 256}, {4, 256}, {7, 128}, {14, 128}, {4, 128}};
+constexpr Tactic kPlanarTactics[] = {{7, 224}, {14, 224}, {4, 224}, {7, 128}, {14, 128}, {4, 128}};
 constexpr Tactic kWideTactics[] = {{14, 448}, {7, 448}, {4, 448}, {14, 256}, {7, 256}};
-constexpr Tactic kFewRowsTactics[] = {{7, 256}, {4, 256}, {7, 128}, {4, 128}};
+constexpr Tactic kFloatTactics[] = {{7, 224}, {4, 224}, {7, 128}, {4, 128}};
+constexpr Tactic kPairTactics[] = {{7, 256}, {4, 256}, {7, 128}, {4, 128}};
 
 // A thread of stride 2 has half the rows, from as many input rows.
 Tactic for_stride(Tactic tactic, int32_t stride) { return {(tactic.rows + stride - 1) / stride, tactic.threads}; }
@@ -30,11 +31,15 @@ TacticList list_of(Tactic const (&tactics)[kCount]) {
 }
 
 TacticList tactics_of(DataType type, Layout layout) {
-    if (layout == Layout::kChw32) {
-        return list_of(kWideTactics);
+    switch (layout) {
+        case Layout::kHwc8:
+        case Layout::kChw16:
+            return list_of(kPairTactics);
+        case Layout::kChw32:
+            return list_of(kWideTactics);
+        default:
+            return type == DataType::kFloat32 ? list_of(kFloatTactics) : list_of(kPlanarTactics);
     }
-    bool const many_rows = type == DataType::kInt8 || (type == DataType::kFloat16 && layout == Layout::kLinear);
-    return many_rows ? list_of(kPlanarTactics) : list_of(kFewRowsTactics);
 }
 
 bool has_layout(DataType type, Layout layout) {

@@ -18,7 +18,9 @@ namespace {
 constexpr int32_t kSharedOfSm = 164 * 1024;
 constexpr int32_t kSharedOfBlock = 48 * 1024;  // without asking the driver for more
 constexpr int32_t kReservedOfBlock = 1024;
+constexpr int32_t kRegistersOfSm = 64 * 1024;
 constexpr int32_t kWarpsOfSm = 48;
+constexpr int32_t kBlocksOfSm = 16;
 
 // The model: eight multiprocessors that share 68 GB/s at 625 MHz, an Orin Nano (8 GB), and issue four warps a cycle.
 constexpr double kSms = 8;
@@ -164,10 +166,18 @@ double instructions_of(Problem const& problem, Tactic tactic) {
     return 150 + tactic.rows * per_row + input_rows * per_input_row;
 }
 
+int32_t resident_blocks(Problem const& problem, Tactic tactic, LaunchShape const& shape) {
+    int32_t const warps = ceil_div(static_cast<int32_t>(shape.block.x), 32);
+    bool const pairs = problem.layout == Layout::kHwc8 || problem.layout == Layout::kChw16;
+    int32_t const registers = pairs || needs_registers(problem.type, tactic.rows) ? 80 : 72;
+    int32_t const by_registers = kRegistersOfSm / (32 * registers) / warps;
+    int32_t const by_shared = kSharedOfSm / (shape.shared_bytes + kReservedOfBlock);
+    return std::min(std::min(by_registers, by_shared), std::min(kWarpsOfSm / warps, kBlocksOfSm));
+}
+
 double cost_of(Problem const& problem, Tactic tactic, LaunchShape const& shape) {
     int32_t const warps = ceil_div(static_cast<int32_t>(shape.block.x), 32);
-    int32_t const resident =
-        std::max(1, std::min(kSharedOfSm / (shape.shared_bytes + kReservedOfBlock), std::min(kWarpsOfSm / warps, 16)));
+    int32_t const resident = std::max(resident_blocks(problem, tactic, shape), 1);
     double const blocks = static_cast<double>(shape.grid.x) * shape.grid.y * shape.grid.z;
     double const traffic = traffic_of(problem, shape.params).bytes / blocks;
     // Each unit of 16 bytes that is moved costs some twenty instructions a thread.
@@ -179,22 +189,21 @@ double cost_of(Problem const& problem, Tactic tactic, LaunchShape const& shape) 
     return block * rounds + kLatency * waves;
 }
 
-bool is_half_occupied(LaunchShape const& shape) {
+bool is_half_occupied(Problem const& problem, Tactic tactic, LaunchShape const& shape) {
     int32_t const warps = ceil_div(static_cast<int32_t>(shape.block.x), 32);
-    int32_t const blocks = ceil_div(kWarpsOfSm / 2, warps);
-    return blocks * (shape.shared_bytes + kReservedOfBlock) <= kSharedOfSm;
+    return resident_blocks(problem, tactic, shape) * warps >= kWarpsOfSm / 2;
 }
 
 constexpr double kBearableTraffic = 1.2;
 
 // What a shape must have before its cost counts: it fits; little is read twice; half of a multiprocessor's warps can be
 // resident.
-int32_t rank_of(Problem const& problem, LaunchShape const& shape) {
+int32_t rank_of(Problem const& problem, Tactic tactic, LaunchShape const& shape) {
     if (shape.shared_bytes > kSharedOfBlock) {
         return 0;
     }
     bool const bearable = traffic_of(problem, shape.params).ratio <= kBearableTraffic;
-    return 1 + 2 * bearable + is_half_occupied(shape);
+    return 1 + 2 * bearable + is_half_occupied(problem, tactic, shape);
 }
 
 // Times that the fullest bank is asked for when `threads` threads read `bytes` bytes each, summed over the first warps.
@@ -284,7 +293,7 @@ LaunchShape planar_shape(Problem const& problem, Tactic tactic, Block block) {
     shape.block = dim3(static_cast<uint32_t>(round_up(threads_of(problem, block), 32)));
     lay_out_planar(problem, 0, 0, shape);
     shape.cost = cost_of(problem, tactic, shape);
-    shape.rank = rank_of(problem, shape);
+    shape.rank = rank_of(problem, tactic, shape);
     return shape;
 }
 
@@ -308,7 +317,7 @@ LaunchShape interleaved_half_shape(Problem const& problem, Tactic tactic, Block 
     shape.block = dim3(static_cast<uint32_t>(round_up(threads_of(problem, block), 32)));
     lay_out_interleaved_half(problem, shape);
     shape.cost = cost_of(problem, tactic, shape);
-    shape.rank = rank_of(problem, shape);
+    shape.rank = rank_of(problem, tactic, shape);
     return shape;
 }
 
@@ -400,7 +409,7 @@ void spread_over_banks(Problem const& problem, Tactic tactic, LaunchShape& shape
         for (int32_t more_plane = 0; more_plane < 8; ++more_plane) {
             LaunchShape candidate = plain;
             lay_out_planar(problem, more_pitch, more_plane, candidate);
-            bool const fits = rank_of(problem, candidate) >= plain.rank;
+            bool const fits = rank_of(problem, tactic, candidate) >= plain.rank;
             KernelParams const& params = candidate.params;
             int32_t const x = static_cast<int32_t>(params.by_threads_x.divisor);
             int32_t const plane = static_cast<int32_t>(params.by_threads_plane.divisor);

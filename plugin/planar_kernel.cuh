@@ -19,12 +19,14 @@ constexpr int kBytesOf = kType == DataType::kFloat32   ? 4
 template <DataType kType>
 constexpr int kResultWords = kColumns * kBytesOf<kType> / 4;
 
-// A block of CHW32 has all 32 channels of its pixels, and takes more threads to have enough of them.
-template <Layout kLayout>
-constexpr int kPlanarThreads = kLayout == Layout::kChw32 ? 448 : 256;
-
-template <Layout kLayout>
-constexpr int kPlanarBlocks = kLayout == Layout::kChw32 ? kBlocksOfSm - 1 : kBlocksOfSm;
+// Blocks of at most so many threads, of which a multiprocessor is to hold so many. A block of CHW32 has all 32 channels
+// of its pixels, and takes more threads to have enough of them.
+template <DataType kType, Layout kLayout, int kRows>
+struct PlanarBounds {
+    static constexpr bool kFew = needs_registers(kType, kRows);
+    static constexpr int kThreads = kLayout == Layout::kChw32 ? 448 : kFew ? 256 : 224;
+    static constexpr int kBlocks = (kFew ? kFewResidentThreads : kResidentThreads) / kThreads;
+};
 
 template <DataType kType, Layout kLayout, int kStride>
 using TileOf = std::conditional_t<kLayout == Layout::kLinear, LinearTile<kBytesOf<kType>, kStride>,
@@ -127,7 +129,8 @@ __device__ __forceinline__ void run_channel(KernelParams const& p, Place const& 
 }
 
 template <DataType kType, Layout kLayout, int kStride, int kRows, bool kHardswish>
-__global__ void __launch_bounds__(kPlanarThreads<kLayout>, kPlanarBlocks<kLayout>)
+__global__ void __launch_bounds__(PlanarBounds<kType, kLayout, kRows>::kThreads,
+                                  PlanarBounds<kType, kLayout, kRows>::kBlocks)
     planar_kernel(__grid_constant__ KernelParams const p) {
     constexpr int64_t kBytes = kBytesOf<kType>;
     Tile const tile = tile_of_block<kStride>(p);

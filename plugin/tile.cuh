@@ -10,12 +10,14 @@
 
 namespace mdconv {
 
-// Blocks of 256 threads that a multiprocessor is to hold, which bounds the registers of a thread. Three are half of the
-// warps of sm_87. The compiler takes a few more registers for sm_100 and later, and would spill them.
+// Threads that a multiprocessor is to hold at least, which bounds the registers of a thread: 72 for 896, 80 for 768,
+// both more than half of the warps of sm_87. The compiler takes a few more for sm_100 and later, and would spill them.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBlocksOfSm = 2;
+constexpr int kResidentThreads = 448;
+constexpr int kFewResidentThreads = 512;
 #else
-constexpr int kBlocksOfSm = 3;
+constexpr int kResidentThreads = 896;
+constexpr int kFewResidentThreads = 768;
 #endif
 
 __device__ __forceinline__ uint32_t operator/(uint32_t n, FastDivisor const& d) {

@@ -1,4 +1,4 @@
-"""The plugin library that ships, built by nvcc for one kind of GPU: what tests load into NVIDIA's builder."""
+"""The plugin library that ships, built by nvcc for the Jetsons: tests load it into NVIDIA's builder and take it apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 from tests.native.build import FOLDER, PLUGIN
 from tests.native.plugin_harness import HEADERS
 
-ARCHITECTURE = "86"
+ARCHITECTURES = ("87", "110")
+"""Jetson Orin and Jetson Thor."""
+
 BUILD = FOLDER / "cuda"
 
 
@@ -23,7 +25,8 @@ def real_plugin() -> Path:
     for tool in ("nvcc", "cmake"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} to build the plugin")
-    configure(BUILD, f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURE}-real", f"-DTENSORRT_INCLUDE={HEADERS}")
+    real = ";".join(f"{architecture}-real" for architecture in ARCHITECTURES)
+    configure(BUILD, f"-DCMAKE_CUDA_ARCHITECTURES={real}", f"-DTENSORRT_INCLUDE={HEADERS}")
     _run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
     return BUILD / "libmdconv_plugin.so"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edge.engine_from_onnx import build_engine
 from edge.errors import MachineError
 from edge.plugin_library import why_unfit
-from tests.native.real_plugin import ARCHITECTURE, configure, real_plugin
+from tests.native.plugin_harness import HEADERS
+from tests.native.real_plugin import configure, real_plugin
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -80,7 +82,7 @@ def build(directory: Path, onnx_model: onnx.ModelProto) -> dict[str, Any]:
         target="tensorrt-rtx",
         batch=4,
         plugin=real_plugin(),
-        compute_capabilities=[ARCHITECTURE],
+        compute_capabilities=["86"],
     )
 
 
@@ -143,3 +145,14 @@ def test_without_headers_cmake_names_the_three_places(tmp_path: Path, monkeypatc
     assert "in none of three places" in said
     for place in ("libnvinfer-headers-dev", "TENSORRT_INCLUDE", "pip install --no-deps kernel-lens==2.0.1"):
         assert place in said
+
+
+def test_cmake_finds_the_headers_in_the_python_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_plugin()  # skips where there is no nvcc
+    monkeypatch.delenv("TENSORRT_INCLUDE", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(HEADERS.parents[2]))
+    configure(tmp_path, f"-DPython3_EXECUTABLE={sys.executable}")
+    found = f"headers:PATH={HEADERS}"
+    assert found in (tmp_path / "CMakeCache.txt").read_text()
