@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edge.report.layers import layer_rows
+from edge.report.lowerings import lowering_comparison
 from edge.report.taints import find_taints
 from edge.report.time_series import energy_j, time_series
 from edge.results import STAGES
@@ -14,6 +15,9 @@ from edge.statistics import PERCENTILES, nearest_rank, samples_needed, summary
 from edge.telemetry import UNAVAILABLE
 
 FORMAT = 1
+
+ELSEWHERE = ("comparison", "timed_on")
+"""Of the manifest's ``lowering``, what the report's ``lowerings`` holds."""
 
 RESEARCH_USE = "Research use only. Not a medical device."
 
@@ -90,6 +94,7 @@ def build_report(
         "energy_per_image_j": energy["joules"] / len(done) if energy and done else UNAVAILABLE,
         "energy": energy or UNAVAILABLE,
         "layers": layers or UNAVAILABLE,
+        "lowerings": lowering_comparison(bundle_manifest) or UNAVAILABLE,
         "time_series": time_series(done, samples or ()),
         "taints": find_taints(machine_facts, samples or ()),
         "machine": dict(machine_facts),
@@ -124,7 +129,7 @@ def _bundle_identity(manifest: Mapping[str, Any], sha256: str) -> dict[str, Any]
         "input_size": model["input_size"],
         "batch": model["batch"],
         "precision": manifest["precision"],
-        "lowering": manifest["lowering"],
+        "lowering": {key: value for key, value in manifest["lowering"].items() if key not in ELSEWHERE},
         "built_for": manifest["backend"],
         "gate": manifest["gate"].get("verdict", UNAVAILABLE),
     }

@@ -36,6 +36,7 @@ def report_html(report: Mapping[str, Any]) -> str:
         _tail(report),
         _time(report),
         _gpu_and_layers(report),
+        _lowerings(report),
         _identity(report),
         _reading(report),
     ]
@@ -174,6 +175,27 @@ def _gpu_and_layers(report: Mapping[str, Any]) -> str:
     head = "<thead><tr><th>layer</th><th>type</th><th>output format</th><th class=n>ms</th></tr></thead>"
     table = f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
     return _section("Layers", f"{lead}<details><summary>All layers</summary>{table}</details>")
+
+
+def _lowerings(report: Mapping[str, Any]) -> str:
+    comparison = report["lowerings"]
+    if comparison == UNAVAILABLE:
+        return ""
+    rows = [
+        [
+            f"{row['kind']} (chosen)" if row["kind"] == comparison["chosen"] else row["kind"],
+            *(figure_text(row[name]) for name in ("median_ms", "p10_ms", "p90_ms", "ratio")),
+            row["runs"] or "",
+            row["builder"] or f"left out: {row['left_out']}",
+        ]
+        for row in comparison["rows"]
+    ]
+    head = ["lowering", "median, ms", "p10", "p90", "ratio", "runs", "built by"]
+    return _section(
+        "Lowerings of MD-Conv",
+        f"<p>{escape(comparison['reason'])}. Timed when the bundle was built, in turns, on:</p>"
+        f"{_facts(comparison['timed_on'])}{_table(head, rows, 'One inference, from call to result')}",
+    )
 
 
 def _identity(report: Mapping[str, Any]) -> str:

@@ -421,7 +421,11 @@ def test_the_histogram_draws_every_bin_in_proportion():
 
 def test_texts_from_outside_cannot_become_markup():
     evil = "<script>alert(1)</script>\"'&"
-    manifest = {**MANIFEST, "name": evil, "precision": evil, "lowering": {evil: evil}, "backend": evil}
+    lowering = {
+        **{"kind": evil, "reason": evil, evil: evil, "timed_on": {evil: evil}},
+        "comparison": [{"kind": evil, "median_ms": 1.0, "builder": evil}, {"kind": evil, "left_out": evil}],
+    }
+    manifest = {**MANIFEST, "name": evil, "precision": evil, "lowering": lowering, "backend": evil}
     manifest["model"] = {**MANIFEST["model"], "network": evil, "notice": evil}
     manifest["platform"] = {"layers": [{"Name": evil, "LayerType": evil, "Outputs": [{"Format/Datatype": evil}]}]}
     report = report_of(
@@ -453,6 +457,42 @@ def test_unavailable_is_said_and_no_zero_is_shown_for_it():
     text = Page(report_html(report_of(images(20)))).text
     assert "Not readable on this machine: temperature, GPU clock, CPU clock, power, throttle events, CPU load." in text
     assert text.count(UNAVAILABLE) >= 3
+
+
+# Lowerings
+
+
+COMPARED = {
+    "kind": "plugin",
+    "reason": "timed here",
+    "builder_model": "model.int8.plugin.onnx",
+    "timed_on": {"device": "Orin", "cores": 6},
+    "comparison": [
+        {"kind": "padded", "median_ms": 6.0, "p10_ms": 5.9, "p90_ms": 6.6, "runs": 40, "builder": "TensorRT 10.3"},
+        {"kind": "split", "left_out": "no memory"},
+        {"kind": "plugin", "median_ms": 4.0, "p10_ms": 3.9, "p90_ms": 4.1, "runs": 40, "builder": "TensorRT 10.3"},
+    ],
+}
+
+
+def test_the_comparison_of_lowerings_is_shown_with_ratios():
+    report = report_of(images(5), bundle_manifest={**MANIFEST, "lowering": COMPARED})
+    lowerings = report["lowerings"]
+    assert (lowerings["chosen"], lowerings["timed_on"]) == ("plugin", {"device": "Orin", "cores": 6})
+    assert [row["ratio"] for row in lowerings["rows"]] == [1.5, None, 1.0]
+    assert [row["left_out"] for row in lowerings["rows"]] == [None, "no memory", None]
+    assert report["bundle"]["lowering"] == {key: COMPARED[key] for key in ("kind", "reason", "builder_model")}
+    text = " ".join(Page(report_html(report)).text.split())
+    assert "padded 6.00 5.90 6.60 1.50 40 TensorRT 10.3" in text
+    assert re.search(r"split( \N{EN DASH}){4} left out: no memory", text)
+    assert "plugin (chosen) 4.00 3.90 4.10 1.00 40" in text
+    assert "device Orin" in text
+
+
+def test_without_a_comparison_there_is_no_such_section():
+    report = report_of(images(5))
+    assert report["lowerings"] == UNAVAILABLE
+    assert "Lowerings" not in report_html(report)
 
 
 # The files
