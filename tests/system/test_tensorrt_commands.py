@@ -1,8 +1,9 @@
-"""``edge-infer`` through the TensorRT backend, on the stand-ins: ONNX Runtime's results, and nothing left behind."""
+"""The commands through the TensorRT backend, on the stand-ins: ONNX Runtime's results, and nothing left behind."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
+from build_engine.lowering_choice import choose_fastest
+from edge.bundle import PLUGIN_LIBRARY, load_bundle, sha256_of
+from edge.interleaved import Timing
 from edge.ledger import read_ledger
+from tests.stand_ins.build import FOLDER, ROOT
 from tests.stand_ins.places import stand_in_environment
 
 COUNT = 50
@@ -105,3 +110,84 @@ def test_auto_takes_tensorrt_where_it_works(make_bundle: Callable[..., Path], fo
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["backend"] == "tensorrt"
     assert "it is built here, once" in done.stderr
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
+    """Runs ``make.py --backend tensorrt`` on the stand-ins, at 96 pixels; returns the manifest and what was said.
+
+    The "plugin library" is a shared library that loads; what it would do, the stand-in of TensorRT does in NumPy.
+    """
+    plugin = tmp_path / "plugin.so"
+    shutil.copyfile(FOLDER / "driver" / "libcuda.so.1", plugin)
+    (tmp_path / "report").mkdir()
+
+    def go(*arguments: str, **settings: str) -> tuple[dict[str, Any], str]:
+        settings = {"MDCONV_PLUGIN": str(plugin), **settings}
+        environment = stand_in_environment(tmp_path / "report", tmp_path / "cache", **settings)
+        given = ("--backend", "tensorrt", "--input-size", "96", "--calibration-images", "8", "--no-gate")
+        command = [
+            sys.executable,
+            ROOT / "build_engine" / "make.py",
+            *given,
+            *arguments,
+            "--output",
+            tmp_path / "bundle",
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        for path in (tmp_path / "report").iterdir():
+            report = json.loads(path.read_text())
+            assert report["violations"] == []
+            assert not any(report["live"].values()), report["live"]
+        return load_bundle(tmp_path / "bundle").manifest, done.stderr
+
+    return go
+
+
+def test_auto_builds_every_lowering_times_it_and_keeps_the_fastest(
+    make: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path
+) -> None:
+    manifest, said = make("--fp32")
+    lowering = manifest["lowering"]
+    rows = {row["kind"]: row for row in lowering["comparison"]}
+    assert list(rows) == ["padded", "split", "plugin"]
+    timings = {kind: Timing(row["median_ms"], row["p10_ms"], row["p90_ms"], row["runs"]) for kind, row in rows.items()}
+    assert lowering["kind"] == choose_fastest(timings)
+    assert all(row["runs"] == 40 and row["builder"] == "TensorRT 10.3.0" for row in rows.values())
+    assert lowering["timed_on"]["device"] == manifest["platform"]["device"]
+    # Of the others nothing is left: the engine is that of the model that the manifest names.
+    chosen = tmp_path / "bundle" / lowering["builder_model"]
+    assert manifest["platform"]["onnx_sha256"] == sha256_of(chosen)
+    assert [name for name in manifest["files"] if name.startswith("model.fp32.")] == [chosen.name]
+    assert (PLUGIN_LIBRARY in manifest["files"]) == (lowering["kind"] == "plugin")
+    assert said.count("building the tensorrt engine") == 3
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert [row["kind"] for row in report["lowerings"]["rows"]] == list(rows)
+    assert report["backend"]["engine"] == "bundle"
+
+
+def test_auto_leaves_the_plugin_out_where_there_is_none_and_says_why(
+    make: Callable[..., tuple[dict[str, Any], str]],
+) -> None:
+    manifest, said = make("--fp32", MDCONV_PLUGIN="/nowhere/plugin.so")
+    lowering = manifest["lowering"]
+    assert lowering["kind"] in ("padded", "split")
+    why = "MDCONV_PLUGIN names /nowhere/plugin.so, which is missing"
+    assert lowering["comparison"][2]["left_out"].startswith(why)
+    assert f"lowering plugin is left out: {why}" in said
+
+
+def test_an_int8_bundle_with_the_plugin_runs_with_it(
+    make: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path
+) -> None:
+    manifest, _ = make("--int8", "--lowering", "plugin")
+    lowering = manifest["lowering"]
+    digest = sha256_of(tmp_path / "plugin.so")
+    assert lowering["plugin"] == {"sha256": digest, "origin": "MDCONV_PLUGIN"}
+    assert manifest["files"][PLUGIN_LIBRARY]["sha256"] == manifest["platform"]["plugin_sha256"] == digest
+    assert manifest["files"].keys() >= {"model.int8.plugin.onnx", "model.int8.padded.onnx"}
+    assert "note" not in lowering and "comparison" not in lowering
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert report["backend"]["plugin"] == {"sha256": digest, "origin": "MDCONV_PLUGIN"}
+    assert report["backend"]["engine"] == "bundle"
