@@ -76,7 +76,8 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         "--lowering",
         choices=("auto", "plugin", "padded", "split"),
         default="auto",
-        help="how MD-Conv reaches the engine builder (default: auto)",
+        help="how MD-Conv reaches the engine builder: by the fused TensorRT plugin or as stock convolutions (default: "
+        "auto = build what the backend offers, time it here, keep the fastest; padded where nothing can be timed)",
     )
     parser.add_argument(
         "--gate-data", type=Path, metavar="DIR", help="images to judge the build by, with labels.csv if there is one"
