@@ -234,7 +234,28 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, Plug
         if (reason != nullptr) {
             throw std::invalid_argument("input X of dimensions " + to_text(in[0].dims) + " cannot be run: " + reason);
         }
+        prepare_for(in[0]);
     });
+}
+
+void Plugin::prepare_for(PluginTensorDesc const& x) {
+    Problem const problem = problem_of(x);
+    if (is_prepared_ && prepared_tactic_ == tactic_ && prepared_.problem == problem) {
+        return;
+    }
+    is_prepared_ = false;
+    cudaError_t const error = prepare(problem, tactic_ != 0 ? tactic_ : default_tactic(problem), &prepared_);
+    if (error != cudaSuccess) {
+        refuse_launch(x, error);
+    }
+    prepared_tactic_ = tactic_;
+    is_prepared_ = true;
+}
+
+void Plugin::refuse_launch(PluginTensorDesc const& x, cudaError_t error) const {
+    std::string const tactic = tactic_ != 0 ? "tactic " + std::to_string(tactic_) : "the default tactic";
+    throw std::runtime_error(tactic + " on X of dimensions " + to_text(x.dims) +
+                             " was not launched: " + cudaGetErrorString(error));
 }
 
 // Believes nothing but what it is given: in which order TensorRT calls setTactic, onShapeChange and enqueue while it
@@ -242,14 +263,12 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, Plug
 int32_t Plugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
                         void* const* outputs, void*, cudaStream_t stream) noexcept {
     return status([&] {
-        Problem const problem = problem_of(inputDesc[0]);
-        int32_t const tactic = tactic_ != 0 ? tactic_ : default_tactic(problem);
+        prepare_for(inputDesc[0]);
         auto const* const weight_scale = attributes_.quantized() ? static_cast<float const*>(inputs[3]) : nullptr;
         cudaError_t const error =
-            launch(problem, Tensors{inputs[0], inputs[1], inputs[2], weight_scale, outputs[0]}, tactic, stream);
+            launch(prepared_, Tensors{inputs[0], inputs[1], inputs[2], weight_scale, outputs[0]}, stream);
         if (error != cudaSuccess) {
-            throw std::runtime_error("tactic " + std::to_string(tactic) + " on X of dimensions " +
-                                     to_text(inputDesc[0].dims) + " was not launched: " + cudaGetErrorString(error));
+            refuse_launch(inputDesc[0], error);
         }
     });
 }
@@ -285,9 +304,34 @@ char const* Creator::getPluginNamespace() const noexcept { return kNamespace; }
 
 }  // namespace mdconv
 
+// Of the TensorRT that the process has loaded for all to see; null where it has none.
+extern "C" [[gnu::weak]] nvinfer1::IPluginRegistry* getPluginRegistry() noexcept;
+extern "C" [[gnu::weak]] int32_t getInferLibVersion() noexcept;
+
+namespace {
+
+mdconv::Creator creator;
+
+// Triton and DeepStream only open a plugin library, or have it preloaded: then it registers itself, if the registry is
+// laid out as these headers say. Who loads it through the registry asks `getCreators`, and registers what that returns.
+bool register_creator() {
+    if (getPluginRegistry == nullptr || getInferLibVersion == nullptr) {
+        return false;
+    }
+    bool const same_major = getInferLibVersion() / 10000 == NV_TENSORRT_MAJOR;
+    nvinfer1::IPluginRegistry* const registry = same_major ? getPluginRegistry() : nullptr;
+    return registry != nullptr && registry->registerCreator(creator, mdconv::kNamespace);
+}
+
+bool registered = register_creator();
+
+}  // namespace
+
 nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static mdconv::Creator creator;
     static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
+    if (std::exchange(registered, false)) {
+        getPluginRegistry()->deregisterCreator(creator);
+    }
     count = 1;
     return creators;
 }

@@ -60,12 +60,18 @@ public:
 
 private:
     Problem problem_of(nvinfer1::PluginTensorDesc const& x) const;
+    void prepare_for(nvinfer1::PluginTensorDesc const& x);
+    [[noreturn]] void refuse_launch(nvinfer1::PluginTensorDesc const& x, cudaError_t error) const;
 
     Attributes attributes_;
     Problem problem_;  // of these attributes; type, layout and shape are those of the last configurePlugin
     std::string metadata_;
     std::string timing_id_;
     int32_t tactic_ = 0;  // 0 where TensorRT chose none
+    // What enqueue launches, worked out for the last shape and tactic.
+    PreparedLaunch prepared_{};
+    bool is_prepared_ = false;
+    int32_t prepared_tactic_ = 0;
     std::vector<nvinfer1::PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_{};
 };

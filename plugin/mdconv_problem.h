@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace mdconv {
 
@@ -39,5 +40,8 @@ struct Problem {
     float x_scale;                       // int8 only: the real value of an input code
     float y_scale;                       // int8 only: the real value of an output code
 };
+
+// Bit by bit, unused entries included: a problem is made once and copied.
+inline bool operator==(Problem const& a, Problem const& b) { return std::memcmp(&a, &b, sizeof(Problem)) == 0; }
 
 }  // namespace mdconv

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
+#include <cstdlib>
 #include <string>
 
 namespace emulated {
@@ -15,6 +17,7 @@ constexpr uint32_t kSectorBytes = 32;
 constexpr uint32_t kBanks = 32;
 constexpr uint32_t kBankBytes = 4;
 constexpr size_t kMostMessages = 8;
+constexpr size_t kSiteSlots = 4096;
 constexpr uint64_t kNobody = ~uint64_t{0};
 
 // What a warp did at one call site: for its k-th pass, an address for each lane that took part.
@@ -53,6 +56,10 @@ size_t hash_of(Access access, uint32_t bytes, Site site) {
 }
 
 void add_site(Access access, uint32_t bytes, Site site) {
+    if (g_sites.size() == kSiteSlots / 2) {
+        std::fprintf(stderr, "emulator: a kernel with more than %zu lines that access memory\n", kSiteSlots / 2);
+        std::abort();
+    }
     g_sites.push_back({access, bytes, site, std::vector<uint32_t>(g_threads), {}, {}});
     g_sites.back().warps.resize((g_threads + kWarp - 1) / kWarp);
 }
@@ -245,7 +252,7 @@ void begin_launch(Options const& options, Report* report, uint32_t threads, uint
     g_threads = threads;
     g_epoch = 0;
     g_sites.clear();
-    g_site_of_key.assign(1024, 0);
+    g_site_of_key.assign(kSiteSlots, 0);
     g_shadow.assign(shared_bytes, Shadow{});
 }
 

@@ -226,7 +226,7 @@ def _dynamic_descs(tensors: Sequence[Tensor]) -> Any:
 
 @functools.cache
 def _harness() -> Any:
-    harness = ctypes.CDLL(str(_library_file()))
+    harness = ctypes.CDLL(str(host_plugin()))
     for name in ("take_messages", "identity", "timing_id", "metadata"):
         getattr(harness, f"harness_{name}").restype = c_char_p
     for name in ("create", "clone", "attach"):
@@ -238,7 +238,8 @@ def _harness() -> Any:
     return harness
 
 
-def _library_file() -> Path:
+def host_plugin() -> Path:
+    """The plugin with its kernels, compiled by g++ for this CPU, with the harness in it."""
     if not HEADERS.is_dir():
         raise RuntimeError("NVIDIA's headers are not there: run `python tests/stand_ins/build.py`")
     own = [*sorted(PLUGIN.glob("*.cpp")), EMULATOR / "tensorrt" / "plugin_harness.cpp"]

@@ -1,4 +1,4 @@
-"""The plugin library that ships, built by nvcc for the Jetsons: tests load it into NVIDIA's builder and take it apart."""
+"""The plugin library that ships, built by nvcc for the Jetsons: to be loaded into NVIDIA's builder, and taken apart."""
 
 from __future__ import annotations
 

@@ -85,8 +85,6 @@ inline __half __low2half(__half2 pair) { return pair.x; }
 inline __half __high2half(__half2 pair) { return pair.y; }
 inline __half2 __low2half2(__half2 pair) { return {pair.x, pair.x}; }
 inline __half2 __high2half2(__half2 pair) { return {pair.y, pair.y}; }
-inline __half2 __lows2half2(__half2 a, __half2 b) { return {a.x, b.x}; }
-inline __half2 __highs2half2(__half2 a, __half2 b) { return {a.y, b.y}; }
 
 inline __half __hadd(__half a, __half b) { return emulated::half_from_double(emulated::wide(a) + emulated::wide(b)); }
 inline __half __hmul(__half a, __half b) { return emulated::half_from_double(emulated::wide(a) * emulated::wide(b)); }

@@ -14,11 +14,9 @@
 #define __host__
 #define __device__
 #define __global__
-#define __constant__
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __align__(bytes) alignas(bytes)
 
 struct alignas(8) uint2 {
     unsigned int x, y;
@@ -90,10 +88,6 @@ inline int __float_as_int(float value) { return emulated::bits_of<int>(value); }
 inline unsigned int __float_as_uint(float value) { return emulated::bits_of<unsigned int>(value); }
 
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __int2float_rn(int value) { return static_cast<float>(value); }
 
 // NaN becomes 0.
 inline float __saturatef(float value) { return value > 0.0f ? std::fmin(value, 1.0f) : 0.0f; }
