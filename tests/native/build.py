@@ -32,7 +32,8 @@ FLAGS = (
     f"-I{EMULATOR / 'include'}", f"-I{PLUGIN}", f"-I{EMULATOR}", f"-I{UNFUSED}",
 )  # fmt: skip
 NO_FLAGS: Mapping[Path, Sequence[str]] = MappingProxyType({})
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+# Not optimised: the instrumented templates would take minutes to compile.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O0", "-g0")
 
 
 EMULATOR_SOURCES = tuple(
@@ -65,6 +66,12 @@ def library(
     return target
 
 
+def sanitizer_runtime() -> str:
+    """What must be loaded first (LD_PRELOAD) into a process that loads a sanitized library."""
+    command = [_compiler(), "-print-file-name=libasan.so"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
 def _object(source: Path, flags: Sequence[str], more_flags: Sequence[str], common: str) -> Path:
     own = " ".join(more_flags).encode()
     target = FOLDER / f"{source.stem}-{_digest(common.encode(), own, str(source).encode(), source.read_bytes())}.o"
@@ -78,11 +85,15 @@ def _compile(target: Path, arguments: Sequence[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
         made = Path(scratch) / target.name
-        command = [os.environ.get("CXX", "c++"), *arguments, "-o", str(made)]
+        command = [_compiler(), *arguments, "-o", str(made)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[:4000]}")
         made.replace(target)
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "c++")
 
 
 def _digest(*parts: bytes) -> str:

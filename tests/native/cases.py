@@ -12,23 +12,21 @@ from tests.native.layouts import FORMATS
 CHANNELS = (1, 960, 2, 33, 96, 3, 144, 31, 576, 8, 17, 384, 64, 5, 192, 32)
 SIZES = (113, 1, 7, 28, 56, 3, 15, 99, 14, 2, 31, 112, 5, 57, 16, 9, 71, 20)
 KERNELS = ((3, 5), (5, 3), (3,), (5,), (7,), (3, 5, 7), (7, 3), (5, 7), (7, 5, 3), (3, 7, 5, 3))
-MOST_OUTPUTS = 120_000
-"""Of a case, at stride 1: keeps the sweep short."""
 
 
-def sweep(per_layout: int, seed: int = 20) -> list[Layer]:
+def sweep(per_layout: int, most_outputs: int = 120_000, seed: int = 20) -> list[Layer]:
     """`per_layout` layers for each type and layout. Channels, heights and activations walk through their lists, which
-    have different lengths; the rest is random."""
+    have different lengths; the rest is random. No layer has more than `most_outputs` at stride 1, or one a channel."""
     rng = np.random.default_rng(seed)
-    return [_layer(dtype, layout, index, rng) for dtype, layout in FORMATS for index in range(per_layout)]
+    return [_layer(dtype, layout, index, most_outputs, rng) for dtype, layout in FORMATS for index in range(per_layout)]
 
 
-def _layer(dtype: str, layout: str, index: int, rng: np.random.Generator) -> Layer:
+def _layer(dtype: str, layout: str, index: int, most_outputs: int, rng: np.random.Generator) -> Layer:
     channels = CHANNELS[index % len(CHANNELS)]
     kernels = KERNELS[int(rng.integers(len(KERNELS)))][:channels]
     batch = (1, 3)[int(rng.integers(2))] if channels < 200 else 1
     height, width = SIZES[index % len(SIZES)], int(rng.choice(SIZES))
-    while batch * channels * height * width > MOST_OUTPUTS:
+    while batch * channels * height * width > max(most_outputs, batch * channels):
         height, width = (-(-height // 2), width) if height > width else (height, -(-width // 2))
     return Layer(
         dtype,

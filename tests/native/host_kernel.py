@@ -23,7 +23,7 @@ from tests.native.layer import ACTIVATIONS, DTYPES, Layer, Operands
 from tests.native.layouts import LAYOUTS, pack, padded_channels, unpack
 
 SANITIZED = "MDCONV_SANITIZED"
-"""Set to 1 in a process that has AddressSanitizer's runtime loaded: the kernels compiled with the sanitizers run."""
+"""An environment variable: where it is 1, the kernels run that were compiled with the sanitizers."""
 
 _GROUPS = 8
 _ALIGNMENT = 256  # of what cudaMalloc returns

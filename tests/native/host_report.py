@@ -61,7 +61,8 @@ class Report:
 
 
 def report_of(seen: HostReport) -> Report:
-    numbers = {name: getattr(seen, name) for name, _ in seen._fields_ if name not in ("messages", "sites")}
+    names = (field[0] for field in HostReport._fields_)
+    numbers = {name: getattr(seen, name) for name in names if name not in ("messages", "sites")}
     sites = {}
     for line in seen.sites.decode().splitlines():
         place, requests, wavefronts, minimum = line.split("\t")

@@ -32,6 +32,16 @@ def int8(layer: Layer, operands: Operands) -> NDArray[np.int8]:
     sums = convolve(operands.x.astype(np.int64), operands.weight.astype(np.int64), layer).astype(np.float32)
     factor = (x_scale * operands.weight_scale / y_scale)[:, None, None]
     t = fused_multiply_add(sums, factor, (operands.bias / y_scale)[:, None, None])
+    return _codes(layer, t)
+
+
+def int8_bias(layer: Layer, codes: NDArray[np.int8], bias: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Bias and activation as a pass of its own over codes (N, C, H', W') of y_scale."""
+    return _codes(layer, codes.astype(np.float32) + (bias / np.float32(layer.y_scale))[:, None, None])
+
+
+def _codes(layer: Layer, t: NDArray[np.float32]) -> NDArray[np.int8]:
+    y_scale = np.float32(layer.y_scale)
     if layer.activation in ("relu", "relu6"):
         t = np.maximum(t, np.float32(0))
     if layer.activation == "relu6":
