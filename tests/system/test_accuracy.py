@@ -12,6 +12,7 @@ import cv2
 import data_store
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -80,6 +81,19 @@ def test_cam_mean_and_bias_are_the_logits(fp32_bundle: Path) -> None:
         outputs = backend.infer(render(2_100_002, 448).image[None, None])
     assert outputs.cam is not None
     np.testing.assert_allclose(outputs.cam.mean(axis=(2, 3)) + bias, outputs.logits, atol=1e-4)
+
+
+def test_int8_results_are_the_graphs_own_on_every_cpu(int8_bundle: Path) -> None:
+    """Without optimizations ONNX Runtime computes Q/DQ in float32: no kernel of this CPU can saturate there."""
+    bundle = load_bundle(int8_bundle)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
+    images = np.stack([render(2_000_000 + i, 448).image for i in range(12)])[:, None]
+    expected = np.concatenate([plain.run(["logits"], {"image": image[None]})[0] for image in images])
+    with OnnxRuntimeBackend(bundle) as backend:
+        found = backend.infer(images).logits
+    assert np.abs(results.probabilities(found) - results.probabilities(expected)).mean() <= 0.003
 
 
 def test_int8_plugin_graph_says_what_the_qdq_graph_says(int8_bundle: Path) -> None:
