@@ -50,7 +50,7 @@ def instructions(dtype: str, stride: int) -> float:
 
 
 def table(dtype: str) -> list[tuple[str, ...]]:
-    """A line for each layer: shape, bytes, multiply-accumulates; a module's µs of memory and of issue, and its bound."""
+    """A line for each layer: shape, bytes, multiply-accumulates; a module's µs of memory and issue, and its bound."""
     lines = [("C, H = W, stride", "KB", "MMAC", *(module.name for module in MODULES))]
     for channels, size, stride in NETWORK_LAYERS:
         layer = network_layer(dtype, "linear", channels, size, stride)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The interleaved float16 layouts (HWC8 and CHW16): two channels an instruction, so that every tap of every column is a
-// word as it lies in memory. A block has 16 channels, the 32 bytes of a memory sector, of a tile of the image.
+// The interleaved float16 layout (HWC8): two channels an instruction, so that every tap of every column is a word as it
+// lies in memory. A block has 16 channels, the 32 bytes of a memory sector, of a tile of the image.
 #pragma once
 
 #include "row_half.cuh"
@@ -133,29 +133,19 @@ struct PairRows {
     }
 };
 
-// Where the 16 bytes of eight channels of a pixel lie. HWC8 is pixel by pixel, CHW16 16 channels by 16 channels.
-template <Layout kLayout>
+// Channels of X and Y in memory, padding included.
+__device__ __forceinline__ int32_t stored_channels(KernelParams const& p) { return (p.channels + 7) / 8 * 8; }
+
+// Where a channel of a pixel lies, in bytes.
 __device__ __forceinline__ int64_t half_offset(KernelParams const& p, int32_t image, int32_t channel, int32_t height,
                                                int32_t width, int32_t y, int32_t x) {
-    if constexpr (kLayout == Layout::kHwc8) {
-        int64_t const pixel = (static_cast<int64_t>(image) * height + y) * width + x;
-        return pixel * ((p.channels + 7) / 8 * 16) + 2 * channel;
-    } else {
-        int64_t const group = static_cast<int64_t>(image) * ((p.channels + 15) / 16) + channel / 16;
-        return ((group * height + y) * width + x) * kPixelBytes + 2 * (channel % 16);
-    }
+    int64_t const pixel = (static_cast<int64_t>(image) * height + y) * width + x;
+    return 2 * (pixel * stored_channels(p) + channel);
 }
 
-// Channels of X and Y in memory, padding included.
-template <Layout kLayout>
-__device__ __forceinline__ int32_t stored_channels(KernelParams const& p) {
-    constexpr int32_t kGroup = kLayout == Layout::kHwc8 ? 8 : 16;
-    return (p.channels + kGroup - 1) / kGroup * kGroup;
-}
-
-template <Layout kLayout, int kStride>
+template <int kStride>
 __device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& tile) {
-    int32_t const stored = stored_channels<kLayout>(p);
+    int32_t const stored = stored_channels(p);
     uint32_t const items = 2 * p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
 #pragma unroll 4
     for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
@@ -166,7 +156,7 @@ __device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& 
         int32_t const y = tile.top + tile_row;
         int32_t const x = tile.left + column - kLeft;
         bool const inside = y >= tile.in_begin && y < tile.in_end && x >= 0 && x < p.width && channel < stored;
-        int64_t const offset = half_offset<kLayout>(p, tile.image, channel, p.height, p.width, y, x);
+        int64_t const offset = half_offset(p, tile.image, channel, p.height, p.width, y, x);
         uint4 const pixel = load_global_if<uint4>(inside, static_cast<unsigned char const*>(p.x) + offset);
         int32_t const target = tile_row * p.pitch + pixel_offset<kStride>(column) + 16 * static_cast<int32_t>(item & 1);
         store_shared<uint4>(target, pixel);
@@ -192,7 +182,7 @@ __device__ __forceinline__ uint32_t load_half(void const* values, int32_t index,
 
 constexpr int32_t kInterleavedThreads = 256;
 
-template <Layout kLayout, int kStride, int kRows, bool kHardswish>
+template <int kStride, int kRows, bool kHardswish>
 __global__ void __launch_bounds__(kInterleavedThreads, kFewResidentThreads / kInterleavedThreads)
     interleaved_half_kernel(__grid_constant__ KernelParams const p) {
     Tile const tile = tile_of_block<kStride>(p);
@@ -210,7 +200,7 @@ __global__ void __launch_bounds__(kInterleavedThreads, kFewResidentThreads / kIn
     bool const looks_after_pair = threadIdx.x < kInterleavedPair;
     uint32_t const bias_bits = load_half(p.bias, channel, looks_after_pair && first_there) |
                                load_half(p.bias, channel + 1, looks_after_pair && second_there) << 16;
-    fetch_pixels<kLayout, kStride>(p, tile);
+    fetch_pixels<kStride>(p, tile);
     int32_t const raw_weights = weight_run.store(p.weight_offset);
     int32_t const bias_offset = p.slot_offset + 4 * kInterleavedPair * taps;
     store_shared_if<uint32_t>(looks_after_pair, bias_offset + 4 * static_cast<int32_t>(pair), bias_bits);
@@ -219,7 +209,7 @@ __global__ void __launch_bounds__(kInterleavedThreads, kFewResidentThreads / kIn
     __syncthreads();
 
     int32_t const first_row = tile.row + static_cast<int32_t>(y) * kRows;
-    if (first_row >= min(tile.row + p.tile_rows, p.out_height) || channel >= stored_channels<kLayout>(p)) {
+    if (first_row >= min(tile.row + p.tile_rows, p.out_height) || channel >= stored_channels(p)) {
         return;
     }
     uint32_t results[kRows][kColumns] = {};
@@ -242,8 +232,8 @@ __global__ void __launch_bounds__(kInterleavedThreads, kFewResidentThreads / kIn
     }
     int32_t const column = tile.column + static_cast<int32_t>(x) * kColumns;
     auto* row = static_cast<unsigned char*>(p.y) +
-                half_offset<kLayout>(p, tile.image, channel, p.out_height, p.out_width, first_row, column);
-    int32_t const pixel_bytes = kLayout == Layout::kHwc8 ? 2 * stored_channels<kLayout>(p) : kPixelBytes;
+                half_offset(p, tile.image, channel, p.out_height, p.out_width, first_row, column);
+    int32_t const pixel_bytes = 2 * stored_channels(p);
 #pragma unroll
     for (int r = 0; r < kRows; ++r, row += static_cast<int64_t>(pixel_bytes) * p.out_width) {
         auto* target = row;

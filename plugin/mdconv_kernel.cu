@@ -33,7 +33,6 @@ TacticList list_of(Tactic const (&tactics)[kCount]) {
 TacticList tactics_of(DataType type, Layout layout) {
     switch (layout) {
         case Layout::kHwc8:
-        case Layout::kChw16:
             return list_of(kPairTactics);
         case Layout::kChw32:
             return list_of(kWideTactics);
@@ -50,15 +49,12 @@ bool has_layout(DataType type, Layout layout) {
         case Layout::kChw32:
             return type == DataType::kInt8;
         case Layout::kHwc8:
-        case Layout::kChw16:
             return type == DataType::kFloat16;
     }
     return false;
 }
 
-bool is_interleaved_half(Problem const& problem) {
-    return problem.type == DataType::kFloat16 && problem.layout != Layout::kLinear;
-}
+bool is_interleaved_half(Problem const& problem) { return problem.layout == Layout::kHwc8; }
 
 LaunchShape shape_of(Problem const& problem, Tactic tactic) {
     return is_interleaved_half(problem) ? shape_of_interleaved_half(problem, tactic) : shape_of_planar(problem, tactic);
@@ -114,7 +110,7 @@ char const* why_unsupported(Problem const& problem) {
         return "type is none of float32, float16, int8";
     }
     if (!has_layout(problem.type, problem.layout)) {
-        return "layout is not one of the type's: linear for all, CHW4 and CHW32 for int8, HWC8 and CHW16 for float16";
+        return "layout is not one of the type's: linear for all, CHW4 and CHW32 for int8, HWC8 for float16";
     }
     if (problem.activation < Activation::kNone || problem.activation > Activation::kHardswish) {
         return "activation is none of none, relu, relu6, hardswish";

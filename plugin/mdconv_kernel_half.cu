@@ -11,11 +11,8 @@ Kernel half_kernel(Layout layout, int32_t stride, int32_t rows, bool hardswish) 
             return planar_kernel<DataType::kFloat16, Layout::kLinear, c.kStride, c.kRows, c.kHardswish>;
         });
     }
-    return select_kernel<4, 7>(stride, rows, hardswish, [layout](auto c) -> Kernel {
-        if (layout == Layout::kHwc8) {
-            return interleaved_half_kernel<Layout::kHwc8, c.kStride, c.kRows, c.kHardswish>;
-        }
-        return interleaved_half_kernel<Layout::kChw16, c.kStride, c.kRows, c.kHardswish>;
+    return select_kernel<4, 7>(stride, rows, hardswish, [](auto c) -> Kernel {
+        return interleaved_half_kernel<c.kStride, c.kRows, c.kHardswish>;
     });
 }
 

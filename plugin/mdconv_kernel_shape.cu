@@ -45,8 +45,6 @@ int32_t group_of(Layout layout) {
             return 32;
         case Layout::kHwc8:
             return 8;
-        case Layout::kChw16:
-            return 16;
     }
     return 1;
 }
@@ -112,7 +110,7 @@ void set_block(Problem const& problem, Tactic tactic, Block block, KernelParams&
 }
 
 int32_t threads_of(Problem const& problem, Block block) {
-    bool const pairs = problem.layout == Layout::kHwc8 || problem.layout == Layout::kChw16;
+    bool const pairs = problem.layout == Layout::kHwc8;
     return block.x * block.y * (pairs ? kInterleavedPair : block.planes);
 }
 
@@ -158,7 +156,7 @@ double instructions_of(Problem const& problem, Tactic tactic) {
         taps +=
             (problem.type == DataType::kInt8 ? 2 * dots : size * size) * problem.channel_splits[i] / problem.channels;
     }
-    bool const pairs = problem.layout == Layout::kHwc8 || problem.layout == Layout::kChw16;
+    bool const pairs = problem.layout == Layout::kHwc8;
     double const per_instruction = problem.type == DataType::kFloat16 && !pairs ? 2 : 1;
     double const per_row = kColumns * (taps / per_instruction + (problem.type == DataType::kInt8 ? 7 : 2));
     double const per_input_row = problem.type == DataType::kInt8 ? 16 : 8;
@@ -168,7 +166,7 @@ double instructions_of(Problem const& problem, Tactic tactic) {
 
 int32_t resident_blocks(Problem const& problem, Tactic tactic, LaunchShape const& shape) {
     int32_t const warps = ceil_div(static_cast<int32_t>(shape.block.x), 32);
-    bool const pairs = problem.layout == Layout::kHwc8 || problem.layout == Layout::kChw16;
+    bool const pairs = problem.layout == Layout::kHwc8;
     int32_t const registers = pairs || needs_registers(problem.type, tactic.rows) ? 80 : 72;
     int32_t const by_registers = kRegistersOfSm / (32 * registers) / warps;
     int32_t const by_shared = kSharedOfSm / (shape.shared_bytes + kReservedOfBlock);

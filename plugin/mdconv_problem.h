@@ -16,7 +16,6 @@ enum class Layout : int32_t {
     kChw4 = 1,    // int8: (N, ceil(C / 4), H, W, 4)
     kChw32 = 2,   // int8: (N, ceil(C / 32), H, W, 32)
     kHwc8 = 3,    // float16: (N, H, W, C rounded up to a multiple of 8)
-    kChw16 = 4,   // float16: (N, ceil(C / 16), H, W, 16)
 };
 
 enum class Activation : int32_t { kNone = 0, kRelu = 1, kRelu6 = 2, kHardswish = 3 };

@@ -147,9 +147,10 @@ __global__ void __launch_bounds__(PlanarBounds<kType, kLayout, kRows>::kThreads,
     data.store();
     int32_t const weights = weight_run.store(p.weight_offset);
     constants.store(p, tile);
-    __syncthreads();
-
-    data.pad();
+    if constexpr (kLayout != Layout::kChw32) {
+        __syncthreads();
+        data.pad();
+    }
     if constexpr (kType == DataType::kInt8) {
         ChannelConstants<kType>::work_out(p, tile);
     }

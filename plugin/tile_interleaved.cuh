@@ -103,8 +103,6 @@ struct Chw32Tile : InterleavedTile<32, kStride> {
         }
     }
 
-    __device__ __forceinline__ void pad() {}
-
     // Words of four results, one plane a channel; an odd number of words a plane.
     __device__ __forceinline__ int32_t staged_plane() const { return (p.tile_rows * row_words()) | 1; }
 

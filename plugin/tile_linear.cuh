@@ -114,11 +114,11 @@ struct LinearTile {
         uint32_t const words[4] = {unit.x, unit.y, unit.z, unit.w};
 #pragma unroll
         for (int i = 0; i < 16 / kGranule; ++i) {
-            // Before the run or behind it this is far above.
-            uint32_t const position = static_cast<uint32_t>(at + kGranule * i - run.early);
+            int32_t const position = at + kGranule * i - run.early;
+            bool const mine = position >= 0 && position < rows * row_bytes;
             uint32_t column;
-            int32_t const row = static_cast<int32_t>(divide(position, p.by_row_bytes, column));
-            bool const mine = position < static_cast<uint32_t>(rows * row_bytes);
+            uint32_t const known = static_cast<uint32_t>(mine ? position : 0);
+            int32_t const row = static_cast<int32_t>(divide(known, p.by_row_bytes, column));
             int32_t const target = address(row) + static_cast<int32_t>(column);
             if constexpr (kGranule == 16) {
                 store_shared_if<uint4>(mine, target, unit);

@@ -27,8 +27,6 @@ uint64_t padded_channels(Problem const& problem) {
             return up(32);
         case Layout::kHwc8:
             return up(8);
-        case Layout::kChw16:
-            return up(16);
     }
     return 0;
 }

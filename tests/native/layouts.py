@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LAYOUTS = ("linear", "chw4", "chw32", "hwc8", "chw16")
+LAYOUTS = ("linear", "chw4", "chw32", "hwc8")
 """In the order of the kernels' Layout."""
 
 LAYOUTS_OF = {
     "float32": ("linear",),
-    "float16": ("linear", "hwc8", "chw16"),
+    "float16": ("linear", "hwc8"),
     "int8": ("linear", "chw4", "chw32"),
 }
 
 FORMATS = tuple((dtype, layout) for dtype, layouts in LAYOUTS_OF.items() for layout in layouts)
 
-_UNIT = {"linear": 1, "chw4": 4, "chw32": 32, "hwc8": 8, "chw16": 16}
+_UNIT = {"linear": 1, "chw4": 4, "chw32": 32, "hwc8": 8}
 
 
 def padded_channels(channels: int, layout: str) -> int:

@@ -22,9 +22,9 @@ COLUMNS = 4
 """Output columns of a thread (kColumns)."""
 
 TYPES = ("float32", "float16", "int8")
-LAYOUTS = ("linear", "chw4", "chw32", "hwc8", "chw16")
+LAYOUTS = ("linear", "chw4", "chw32", "hwc8")
 
-_NAME = re.compile(r"(planar|interleaved_half)_kernelI(?:LNS_8DataTypeE(\d)E)?LNS_6LayoutE(\d)ELi(\d)ELi(\d+)ELb(\d)EE")
+_NAME = re.compile(r"(planar|interleaved_half)_kernelI(?:LNS_8DataTypeE(\d)ELNS_6LayoutE(\d)E)?Li(\d)ELi(\d+)ELb(\d)EE")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)\S*(?: (0x[0-9a-f]+) ;)?")
 _BRANCHES = {"BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BREAK"}
 _MULTIPLIES = {"float32": {"FFMA"}, "float16": {"HFMA2", "HMUL2", "HADD2"}, "int8": {"IDP"}}
@@ -43,7 +43,7 @@ class Instance:
     @property
     def outputs(self) -> int:
         """Of a thread."""
-        return COLUMNS * self.rows * (2 if self.layout in ("hwc8", "chw16") else 1)
+        return COLUMNS * self.rows * (2 if self.layout == "hwc8" else 1)
 
     def multiplies(self, size: int) -> int:
         """Multiplying instructions of a thread for a kernel of `size`, the sums of half-precision rows included.
@@ -144,8 +144,8 @@ def _instance(name: str) -> Instance:
     match = _NAME.search(name)
     assert match is not None, name
     kind, dtype, layout, stride, rows, hardswish = match.groups()
-    named = TYPES[int(dtype)] if kind == "planar" else "float16"
-    return Instance(named, LAYOUTS[int(layout)], int(stride), int(rows), hardswish == "1")
+    named = (TYPES[int(dtype)], LAYOUTS[int(layout)]) if kind == "planar" else ("float16", "hwc8")
+    return Instance(*named, int(stride), int(rows), hardswish == "1")
 
 
 def _run(*arguments: str) -> str:

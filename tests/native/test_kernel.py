@@ -188,7 +188,6 @@ def test_layouts_are_packed_as_the_header_says(layout: str, channels: int) -> No
         "linear": lambda: memory[n, c, h, w],
         "chw4": lambda: memory[n, c // 4, h, w, c % 4],
         "chw32": lambda: memory[n, c // 32, h, w, c % 32],
-        "chw16": lambda: memory[n, c // 16, h, w, c % 16],
         "hwc8": lambda: memory[n, h, w, c],
     }[layout]()
     assert element == tensor[n, c, h, w]
