@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -13,6 +14,11 @@ from edge.backends.tensorrt import open_tensorrt, probe_platform
 from edge.bundle import load_bundle
 from edge.engine_from_onnx import build_engine
 from edge.errors import MachineError
+from edge.plugin_library import find_plugin
+from edge.results import probabilities
+from edge.selftest import golden_inputs
+from tests.native.plugin_interpreter import PluginInterpreter
+from tests.system.conftest import build
 
 
 def why_not() -> str:
@@ -59,3 +65,29 @@ def test_the_inspector_tells_the_layers(make_bundle: Callable[..., Path], tmp_pa
     assert [fact["timing_cache"] for fact in facts] == ["started", "read"]
     assert facts[0]["layers_source"] == "inspector"
     assert all({"Name", "LayerType"} <= layer.keys() for layer in facts[0]["layers"])
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
+def test_the_plugins_engine_says_what_the_op_is_defined_to_say(precision: str, tmp_path: Path) -> None:
+    try:
+        library = find_plugin()
+    except MachineError as error:
+        pytest.skip(str(error))
+    options = ("--backend", "tensorrt", "--lowering", "plugin", "--input-size", "128", "--no-gate")
+    bundle = load_bundle(build(tmp_path / "bundle", f"--{precision}", *options))
+    interpreter = PluginInterpreter(onnx.load(bundle.directory / bundle.manifest["lowering"]["builder_model"]))
+    images, _ = golden_inputs(bundle)
+    with open_tensorrt(bundle) as backend:
+        assert (backend.facts["engine"], backend.facts["plugin"]["sha256"]) == ("bundle", library.sha256)
+        found = np.concatenate([backend.infer(image[None]).logits for image in images])
+    expected = np.concatenate([interpreter.run(image[None])["logits"] for image in images])
+    tolerance = {"int8": 0.005, "fp16": 0.002, "fp32": 1e-4}[precision]
+    assert np.abs(probabilities(found) - probabilities(expected)).mean() <= tolerance
+
+
+def test_auto_times_every_lowering_on_the_gpu(tmp_path: Path) -> None:
+    manifest = load_bundle(build(tmp_path / "bundle", "--fp16", "--backend", "tensorrt", "--no-gate")).manifest
+    rows = manifest["lowering"]["comparison"]
+    assert [row["kind"] for row in rows] == ["padded", "split", "plugin"]
+    assert all(row["median_ms"] > 0 for row in rows[:2])
+    assert manifest["lowering"]["timed_on"]["device"] == manifest["platform"]["device"]
