@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mdconv_plugin.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <limits>
@@ -304,34 +307,38 @@ char const* Creator::getPluginNamespace() const noexcept { return kNamespace; }
 
 }  // namespace mdconv
 
-// Of the TensorRT that the process has loaded for all to see; null where it has none.
-extern "C" [[gnu::weak]] nvinfer1::IPluginRegistry* getPluginRegistry() noexcept;
-extern "C" [[gnu::weak]] int32_t getInferLibVersion() noexcept;
-
 namespace {
 
 mdconv::Creator creator;
 
-// Triton and DeepStream only open a plugin library, or have it preloaded: then it registers itself, if the registry is
-// laid out as these headers say. Who loads it through the registry asks `getCreators`, and registers what that returns.
-bool register_creator() {
-    if (getPluginRegistry == nullptr || getInferLibVersion == nullptr) {
-        return false;
+// Who loads the library through TensorRT's registry asks `getCreators`. Triton, DeepStream and Polygraphy only open it:
+// where the environment says so, it then registers itself with the TensorRT that the process has loaded already. Not
+// otherwise, since the registry refuses a second creator of a name. The soname holds the major version, on which the
+// layout of the registry depends.
+void register_where_asked() {
+    if (std::getenv("MDCONV_PLUGIN_REGISTER") == nullptr) {
+        return;
     }
-    bool const same_major = getInferLibVersion() / 10000 == NV_TENSORRT_MAJOR;
-    nvinfer1::IPluginRegistry* const registry = same_major ? getPluginRegistry() : nullptr;
-    return registry != nullptr && registry->registerCreator(creator, mdconv::kNamespace);
+    std::string const soname = "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR);
+    void* const tensorrt = dlopen(soname.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    void* const symbol = tensorrt == nullptr ? nullptr : dlsym(tensorrt, "getPluginRegistry");
+    if (symbol == nullptr) {
+        mdconv::report(
+            ("MDCONV_PLUGIN_REGISTER is set, but " + soname + " is not loaded: open this library later").c_str());
+        return;
+    }
+    auto* const registry = reinterpret_cast<decltype(&getPluginRegistry)>(symbol)();
+    if (registry == nullptr || !registry->registerCreator(creator, mdconv::kNamespace)) {
+        mdconv::report("TensorRT's registry does not take the plugin: is it registered already?");
+    }
 }
 
-bool registered = register_creator();
+[[maybe_unused]] bool const asked = (register_where_asked(), true);
 
 }  // namespace
 
 nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
-    if (std::exchange(registered, false)) {
-        getPluginRegistry()->deregisterCreator(creator);
-    }
     count = 1;
     return creators;
 }

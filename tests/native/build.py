@@ -49,7 +49,12 @@ def kernel_library(*, sanitized: bool = False) -> Path:
 
 
 def library(
-    name: str, sources: Sequence[Path], *, more_flags: Mapping[Path, Sequence[str]] = NO_FLAGS, sanitized: bool = False
+    name: str,
+    sources: Sequence[Path],
+    *,
+    more_flags: Mapping[Path, Sequence[str]] = NO_FLAGS,
+    soname: str = "",
+    sanitized: bool = False,
 ) -> Path:
     """The shared library `name` of `sources`, of which some have `more_flags`.
 
@@ -62,7 +67,8 @@ def library(
         objects = list(pool.map(lambda source: _object(source, flags, more_flags.get(source, ()), common), sources))
     target = FOLDER / f"lib{name}-{_digest(*(path.name.encode() for path in objects))}.so"
     if not target.exists():
-        _compile(target, [*flags, "-shared", *map(str, objects)])
+        link = [f"-Wl,-soname,{soname}"] if soname else []
+        _compile(target, [*flags, "-shared", *link, *map(str, objects)])
     return target
 
 

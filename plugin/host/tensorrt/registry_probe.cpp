@@ -5,7 +5,6 @@
 #include <NvInferRuntime.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -61,11 +60,6 @@ Registry& the_registry() {
 
 extern "C" {
 [[gnu::visibility("default")]] nvinfer1::IPluginRegistry* getPluginRegistry() noexcept { return &the_registry(); }
-
-[[gnu::visibility("default")]] int32_t getInferLibVersion() noexcept {
-    char const* const major = std::getenv("PROBED_MAJOR");
-    return major == nullptr ? NV_TENSORRT_VERSION : std::atoi(major) * 10000;
-}
 
 [[gnu::visibility("default")]] int32_t probe_registered() {
     return static_cast<int32_t>(the_registry().creators.size());
