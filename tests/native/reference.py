@@ -29,7 +29,7 @@ def int8(layer: Layer, operands: Operands) -> NDArray[np.int8]:
     """(N, C, H', W') int8, each step of mdconv_kernel.h's definition rounded to float32 once."""
     assert operands.weight_scale is not None
     x_scale, y_scale = np.float32(layer.x_scale), np.float32(layer.y_scale)
-    sums = convolve(operands.x.astype(np.int64), operands.weight.astype(np.int64), layer).astype(np.float32)
+    sums = convolve(operands.x.astype(np.int32), operands.weight.astype(np.int32), layer).astype(np.float32)
     factor = (x_scale * operands.weight_scale / y_scale)[:, None, None]
     t = fused_multiply_add(sums, factor, (operands.bias / y_scale)[:, None, None])
     return _codes(layer, t)

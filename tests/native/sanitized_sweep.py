@@ -23,7 +23,7 @@ def is_right(layer: Layer, operands: Operands, y: np.ndarray) -> bool:
 
 
 def main() -> None:
-    layers = sweep(per_layout=24, most_outputs=1500, seed=21)
+    layers = sweep(per_layout=28, most_outputs=1500, seed=21)
     right = 0
     for index, layer in enumerate(layers):
         operands = random_operands(layer, np.random.default_rng(index))
