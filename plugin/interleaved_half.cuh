@@ -16,8 +16,6 @@ __device__ __forceinline__ constexpr int32_t pixel_offset(int32_t column) {
     return kPixelBytes * (column + column / (kColumns * kStride));
 }
 
-constexpr int32_t kLeft = 4;
-
 template <int kSize, int kStride, int kRows, bool kHardswish>
 struct PairRows {
     static constexpr int kWords = kStride * (kColumns - 1) + kSize;

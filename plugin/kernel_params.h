@@ -90,5 +90,6 @@ constexpr bool needs_registers(DataType type, int32_t rows) { return type == Dat
 constexpr int32_t kColumns = 4;          // output columns a thread
 constexpr int32_t kInterleavedPair = 8;  // pairs of channels a block of the interleaved float16 kernel
 constexpr int32_t kPixelBytes = 32;      // of one pixel in the interleaved kernels: a memory sector
+constexpr int32_t kLeft = 4;             // columns before a tile's first that have their place in its rows
 
 }  // namespace mdconv

@@ -176,7 +176,7 @@ void lay_out_interleaved_half(Problem const& problem, LaunchShape& shape) {
     KernelParams& params = shape.params;
     int32_t const columns = (params.tile_columns - 1) * problem.stride + 1 + 2 * params.pad;
     params.by_row_quads = SmallDivisor::of(columns);
-    int32_t const last = 4 - params.pad + columns;  // kLeft columns before the tile's first, of which some are loaded
+    int32_t const last = kLeft - params.pad + columns;  // of the columns before the tile's first some are loaded
     params.pitch = kPixelBytes * (last + last / (kColumns * problem.stride) + 1);
     params.weight_offset = params.in_rows * params.pitch;
     int32_t const taps = params.weight_size * params.weight_size;
