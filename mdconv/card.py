@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from mdconv.checkpoint import Checkpoint
-
-NOTICE = "synthetic phantoms, research use only"
+from mdconv.data.phantom import NOTICE
 
 
 def make_card(

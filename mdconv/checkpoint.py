@@ -1,7 +1,8 @@
 """Checkpoints: weights as safetensors, with everything that gives them meaning in the file's metadata.
 
 The metadata holds one JSON object under the key ``mdconv``: ``network`` and ``config`` (the name and the options of
-`mdconv.networks.build`), ``labels``, ``input_size``, ``thresholds``, ``notice`` and ``card`` (how it was trained).
+`mdconv.networks.build`), ``labels``, ``input_size``, ``thresholds``, ``notice``, ``card`` (how it was trained) and, where the labels exclude each
+other, ``exclusive``.
 """
 
 from __future__ import annotations
@@ -38,13 +39,16 @@ class Checkpoint:
     notice: str
     """What must be said wherever an output of these weights is shown."""
     card: dict[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
+    """Whether an image has exactly one of the labels: then a label's probability is the softmax of the outputs, else
+    each output's own sigmoid."""
     sha256: str = ""
     """Of the file it was read from."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write weights and metadata to `path`, by way of a temporary file beside it."""
-    meaning = {name: getattr(checkpoint, name) for name in _REQUIRED}
+    meaning = {name: getattr(checkpoint, name) for name in (*_REQUIRED, "exclusive")}
     temporary = path.with_name(path.name + ".partial")
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     try:
@@ -85,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _meaning(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
         meaning = json.loads(metadata[METADATA_KEY])
-        return {name: meaning[name] for name in _REQUIRED}
+        return {**{name: meaning[name] for name in _REQUIRED}, "exclusive": bool(meaning.get("exclusive", False))}
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} has no readable {METADATA_KEY!r} metadata ({error}): expected a checkpoint that mdconv.train wrote"

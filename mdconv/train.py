@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 from edge.labels import CHESTXRAY14
-from mdconv.card import NOTICE, as_markdown, make_card
+from mdconv.card import as_markdown, make_card
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mdconv.data.phantom import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS
+from mdconv.data.phantom import NOTICE, TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS
 from mdconv.data.phantom.sets import phantom_set
 from mdconv.evaluate import area_per_finding, predict, youden_thresholds
 from mdconv.networks import build, normalise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mdconv.networks.mobilenet_v2 import MobileNetV2
@@ -29,3 +30,16 @@ def build(name: str, **config: Any) -> nn.Module:
 def normalise(images: Tensor, channels: int = 3) -> Tensor:
     """(N, 1, H, W) uint8 gray images to the (N, channels, H, W) float32 that a network takes."""
     return ((images.float() / 255 - GRAY_MEAN) / GRAY_STD).expand(-1, channels, -1, -1)
+
+
+def log_odds(outputs: Tensor, exclusive: bool) -> Tensor:
+    """The network's outputs (N, L) as logits (N, L) whose sigmoid is each label's probability.
+
+    Labels that exclude each other have the softmax as probability, and softmax_i = sigmoid(z_i - log sum_{j != i}
+    exp(z_j)): with two labels a difference, so that a linear head stays one. Other outputs are logits already.
+    """
+    if not exclusive:
+        return outputs
+    others = outputs[:, None, :].expand(-1, outputs.shape[1], -1)
+    itself = torch.eye(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+    return outputs - others.masked_fill(itself, -torch.inf).logsumexp(dim=2)

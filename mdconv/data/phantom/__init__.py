@@ -26,6 +26,9 @@ from mdconv.data.phantom.findings import paint
 from mdconv.data.phantom.lesion import BOXED, draw_lesion, reshape
 from mdconv.data.phantom.scene import Layer, Scene, draw_normal
 
+NOTICE = "synthetic phantoms, research use only"
+"""Said wherever a picture of a phantom, or an output of weights trained on phantoms, is shown."""
+
 TRAIN_SEEDS = range(0, 1_000_000)
 VALIDATION_SEEDS = range(1_000_000, 2_000_000)
 TEST_SEEDS = range(2_000_000, 3_000_000)

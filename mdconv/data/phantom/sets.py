@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +15,60 @@ from numpy.typing import NDArray
 
 from edge.errors import MachineError, describe_os_error
 from edge.labels import CHESTXRAY14
-from mdconv.data.phantom import render
+from mdconv.data.cases import Box, Cases
+from mdconv.data.phantom import NOTICE, render
 
 GENERATOR_VERSION = 1
 """Raised when the same seed gives another picture, so that kept files are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class PhantomCases(Cases):
+    """Phantoms as a data set. Made by `phantom_cases`."""
+
+    images: NDArray[np.uint8]
+    """(N, 1, size, size), perhaps mapped from a file."""
+    seeds: tuple[int, ...]
+
+    def read(self, index: int, size: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = np.asarray(self.images[index, 0])
+        if image.shape[0] == size:
+            return image
+        return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def select(self, indices: Sequence[int]) -> PhantomCases:
+        chosen = list(indices)
+        return replace(
+            self,
+            truth=self.truth[chosen],
+            ids=tuple(self.ids[i] for i in chosen),
+            patients=tuple(self.patients[i] for i in chosen),
+            images=self.images[chosen],
+            seeds=tuple(self.seeds[i] for i in chosen),
+        )
+
+    def boxes(self, index: int, size: int) -> list[Box]:
+        return [Box(*box) for box in render(self.seeds[index], size).boxes]
+
+
+def phantom_cases(seeds: range, size: int, cache: Path | None = None) -> PhantomCases:
+    """The phantoms of `seeds`, rendered at `size` pixels (`PhantomCases.read` resizes to others).
+
+    `cache` as for `phantom_set`.
+    """
+    images, truth = phantom_set(seeds, size, cache)
+    names = tuple(f"phantom-{seed:07d}" for seed in seeds)
+    return PhantomCases(
+        name=f"phantoms {seeds[0]} to {seeds[-1]}",
+        labels=CHESTXRAY14,
+        exclusive=False,
+        truth=truth,
+        ids=names,
+        patients=names,
+        notice=NOTICE,
+        images=images,
+        seeds=tuple(seeds),
+    )
 
 
 def phantom_set(seeds: range, size: int, cache: Path | None = None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ import torch
 
 from mdconv.cost import cost
 from mdconv.layers import MDConv
-from mdconv.networks import GRAY_MEAN, GRAY_STD, build, normalise
+from mdconv.networks import GRAY_MEAN, GRAY_STD, build, log_odds, normalise
 from mdconv.networks.mobilenet_v2 import STAGES, MobileNetV2
 
 
@@ -54,3 +54,10 @@ def test_normalise_gives_equal_channels() -> None:
 def test_build_names_what_is_wrong(name: str, options: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         build(name, **options)
+
+
+@pytest.mark.parametrize("labels", [2, 3, 5])
+def test_log_odds_of_exclusive_labels_are_their_softmax(labels: int) -> None:
+    outputs = torch.randn(4, labels, generator=torch.Generator().manual_seed(0)) * 5
+    torch.testing.assert_close(torch.sigmoid(log_odds(outputs, exclusive=True)), torch.softmax(outputs, dim=1))
+    torch.testing.assert_close(log_odds(outputs, exclusive=False), outputs)
