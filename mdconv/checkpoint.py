@@ -1,8 +1,8 @@
 """Checkpoints: weights as safetensors, with everything that gives them meaning in the file's metadata.
 
 The metadata holds one JSON object under the key ``mdconv``: ``network`` and ``config`` (the name and the options of
-`mdconv.networks.build`), ``labels``, ``input_size``, ``thresholds``, ``notice``, ``card`` (how it was trained) and, where the labels exclude each
-other, ``exclusive``.
+`mdconv.networks.build`), ``labels``, ``input_size``, ``thresholds``, ``notice``, ``card`` (how it was trained) and
+``exclusive`` (whether the labels exclude each other; absent in older files, whose labels do not).
 """
 
 from __future__ import annotations
