@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from mdconv.checkpoint import Checkpoint
+from mdconv.data.cases import Cases
 from mdconv.data.phantom import NOTICE
 
 
@@ -38,6 +40,22 @@ def make_card(
         "machine": f"{_processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
         "auc": {label: round(area, 4) for label, area in areas.items()},
         "mean_auc": round(float(np.mean(list(areas.values()))), 4),
+    }
+
+
+def training_card(
+    what: Mapping[str, Any], train: Cases, validation: Cases, record: Mapping[str, float], command: str
+) -> dict[str, Any]:
+    """The JSON form for weights of `mdconv.training.fit`: `what` holds the recipe, `record` is the best epoch's."""
+    return {
+        "notice": train.notice,
+        "command": command,
+        "data": {"train": [train.name, len(train)], "validation": [validation.name, len(validation)]},
+        "recipe": dict(what["recipe"]),
+        "seconds": round(record["seconds"]),
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
+        "validation_mean_auc": round(record["mean_auc"], 4),
+        "epoch": int(record["epoch"]),
     }
 
 

@@ -13,6 +13,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,19 +61,29 @@ def youden_thresholds(labels: NDArray[np.bool_], probabilities: NDArray[np.float
 
     Labels and probabilities are (N, 14). Raises `ValueError` if a finding has no positive or no negative case.
     """
-    thresholds = {}
-    for index, name in enumerate(CHESTXRAY14):
-        truth, scores = labels[:, index], probabilities[:, index].astype(np.float64)
-        if not 0 < truth.sum() < len(truth):
-            raise ValueError(f"{name}: {truth.sum()} of {len(truth)} cases are positive, a threshold needs both kinds")
-        cuts = np.unique(scores)
-        positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
-        sensitivity = 1 - np.searchsorted(positives, cuts, "left") / len(positives)
-        specificity = np.searchsorted(negatives, cuts, "left") / len(negatives)
-        best = int(np.argmax(sensitivity + specificity))
-        below = cuts[best - 1] if best else 0.0
-        thresholds[name] = float((below + cuts[best]) / 2)  # half way to the next score: neither case decides it alone
-    return thresholds
+    try:
+        return {name: youden_threshold(labels[:, i], probabilities[:, i]) for i, name in enumerate(CHESTXRAY14)}
+    except ValueError as error:
+        present = labels.sum(axis=0)
+        names = [name for name, count in zip(CHESTXRAY14, present) if not 0 < count < len(labels)]
+        raise ValueError(f"{', '.join(names)}: {error}") from None
+
+
+def youden_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floating[Any]]) -> float:
+    """The probability at which sensitivity + specificity is greatest, for one finding; truth and probabilities (N,).
+
+    Raises `ValueError` if there is no positive or no negative case.
+    """
+    if not 0 < truth.sum() < len(truth):
+        raise ValueError(f"{truth.sum()} of {len(truth)} cases are positive, a threshold needs both kinds")
+    scores = probabilities.astype(np.float64)
+    cuts = np.unique(scores)
+    positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
+    sensitivity = 1 - np.searchsorted(positives, cuts, "left") / len(positives)
+    specificity = np.searchsorted(negatives, cuts, "left") / len(negatives)
+    best = int(np.argmax(sensitivity + specificity))
+    below = cuts[best - 1] if best else 0.0
+    return float((below + cuts[best]) / 2)  # half way to the next score: neither case decides it alone
 
 
 def folder_set(folder: Path, table: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
