@@ -32,6 +32,32 @@ def model_to_run(bundle: Bundle) -> Path:
     return path
 
 
+def open_session(model: Path, threads: int) -> Any:
+    """An ``onnxruntime.InferenceSession`` of `model` on the CPU, `threads` computing one image together.
+
+    Raises `MachineError` where ONNX Runtime is not installed, `BundleError` for a model that it cannot load.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads would take the cores from the threads that decode the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # On x86 without VNNI, sums of int8 products would else saturate at 16 bits (microsoft/onnxruntime#12088).
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's exceptions share no base class
+        raise BundleError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {_first_line(error)}: "
+            "build the bundle anew, or install the ONNX Runtime that it was built with"
+        ) from None
+
+
 class OnnxRuntimeBackend:
     """One inference session. Each image runs alone, so a result never depends on what else was waiting."""
 
@@ -42,27 +68,11 @@ class OnnxRuntimeBackend:
 
         Raises `MachineError` where ONNX Runtime is not installed, `BundleError` for a model that it cannot load.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MachineError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from None
         threads = threads or len(os.sched_getaffinity(0))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Spinning threads would take the cores from the threads that decode the next images.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # On x86 without VNNI, sums of int8 products would else saturate at 16 bits (microsoft/onnxruntime#12088).
-        options.add_session_config_entry("session.x64quantprecision", "1")
         model = model_to_run(bundle)
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's exceptions share no base class
-            raise BundleError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {_first_line(error)}: "
-                "build the bundle anew, or install the ONNX Runtime that it was built with"
-            ) from None
+        self._session = open_session(model, threads)
+        import onnxruntime
+
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs() if output.name in ("logits", "cam")]
         if "logits" not in self._outputs:

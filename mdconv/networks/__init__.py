@@ -27,6 +27,11 @@ def build(name: str, **config: Any) -> nn.Module:
         raise ValueError(f"network {name!r} was given an option it does not have: {error}") from error
 
 
+def stages(name: str) -> tuple[str, ...]:
+    """The stages of network `name` that hold depthwise layers, in their order; none for the baselines."""
+    return tuple(getattr(NETWORKS[name], "STAGES", ()))
+
+
 def normalise(images: Tensor, channels: int = 3) -> Tensor:
     """(N, 1, H, W) uint8 gray images to the (N, channels, H, W) float32 that a network takes."""
     return ((images.float() / 255 - GRAY_MEAN) / GRAY_STD).expand(-1, channels, -1, -1)

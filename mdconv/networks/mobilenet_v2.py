@@ -66,6 +66,8 @@ class MobileNetV2(nn.Module):
         ValueError: a stage that does not exist, or kernels that `MDConv` refuses.
     """
 
+    STAGES = tuple(STAGES)
+
     def __init__(
         self,
         labels: int = 14,

@@ -1,0 +1,78 @@
+"""Figures of merit and how sure they are, for many labels at once.
+
+The bootstrap resamples patients, not images: images of one patient are not independent. A resample is a weight on each
+image (how often its patient was drawn), so that all draws share one sort of the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2000
+
+
+class Areas(NamedTuple):
+    """Areas under the ROC curve of L labels."""
+
+    all: NDArray[np.float64]
+    """(L,), on all images; NaN where a label is always or never present."""
+    resampled: NDArray[np.float64]
+    """(draws, L), on resampled patients; NaN likewise."""
+
+
+def resampled_areas(
+    truth: NDArray[np.bool_],
+    scores: NDArray[np.floating],
+    patients: Sequence[str] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Areas:
+    """Area under the ROC curve of each label on all images, and on `draws` resamples of the patients.
+
+    The same `patients`, `draws` and `seed` give the same resamples, so that two networks can be compared draw by draw.
+
+    Args:
+        truth, scores: (N, L).
+        patients: whose each image is; each image's own if None.
+    """
+    weights = patient_weights(patients or [str(i) for i in range(len(truth))], draws, seed)
+    whole = np.ones((1, len(truth)), np.int32)
+    columns = range(truth.shape[1])
+    return Areas(
+        np.concatenate([weighted_auc(truth[:, i], scores[:, i], whole) for i in columns]),
+        np.stack([weighted_auc(truth[:, i], scores[:, i], weights) for i in columns], axis=1),
+    )
+
+
+def patient_weights(patients: Sequence[str], draws: int, seed: int) -> NDArray[np.int32]:
+    """How often each image counts in each of `draws` resamples with replacement of its patients: (draws, N)."""
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    return counts.astype(np.int32)[:, owner]
+
+
+def weighted_auc(
+    truth: NDArray[np.bool_], scores: NDArray[np.floating], weights: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Area under the ROC curve, (D,), under each of the weightings (D, N) of the images; truth and scores are (N,).
+
+    With whole weights it is the area on images repeated so often; a tie counts one half (Hanley and McNeil, Radiology
+    143, 1982). NaN where all weight lies on one class.
+    """
+    order = np.argsort(scores, kind="stable")
+    ordered, positive = scores[order], truth[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of each group of equal scores
+    weighed = weights[:, order].astype(np.float64)
+    positives = np.add.reduceat(weighed * positive, starts, axis=1)
+    negatives = np.add.reduceat(weighed * ~positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        area: NDArray[np.float64] = (positives * below).sum(axis=1) / pairs
+    return area
