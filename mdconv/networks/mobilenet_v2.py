@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from mdconv.layers import MDConv
+from mdconv.networks.blocks import Network, choose_depthwise, conv_bn, initialise
 
 STAGES: dict[str, tuple[int, int, int, int]] = {
     # name: expansion t, output channels c, blocks n, stride s of the first block (Sandler et al., Table 2)
@@ -35,14 +34,15 @@ HEAD_CHANNELS = 1280
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise, project 1x1; a skip where the shapes allow it (Sandler et al., Fig. 4d).
 
-    `depthwise` is the layer in the middle, made by the caller: a plain depthwise convolution or an `MDConv`.
+    `depthwise` is the row in the middle, made by the caller: plain depthwise or `MDConv`, batch norm, activation.
     """
 
     def __init__(self, channels: int, hidden: int, out_channels: int, depthwise: nn.Module, stride: int) -> None:
         super().__init__()
-        self.expand = conv_bn_relu6(channels, hidden, 1) if hidden != channels else nn.Sequential()
-        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(hidden), nn.ReLU6())
-        self.project = nn.Sequential(nn.Conv2d(hidden, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        grows = hidden != channels
+        self.expand = conv_bn(channels, hidden, 1, activation=nn.ReLU6) if grows else nn.Sequential()
+        self.depthwise = depthwise
+        self.project = conv_bn(hidden, out_channels, 1, activation=None)
         self.skip = stride == 1 and channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.skip else out
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Network):
     """MobileNet-v2 for multi-label classification.
 
     Args:
@@ -77,28 +77,22 @@ class MobileNetV2(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if unknown := sorted(set(md_stages) - set(STAGES)):
-            raise ValueError(f"no stage {', '.join(map(repr, unknown))}, expected some of {', '.join(STAGES)}")
-
-        self.stem = conv_bn_relu6(in_channels, STEM_CHANNELS, 3, stride=2)
+        choice = choose_depthwise(self.STAGES, md_stages, kernel_sizes, ratios)
+        self.stem = conv_bn(in_channels, STEM_CHANNELS, 3, stride=2, activation=nn.ReLU6)
         channels = STEM_CHANNELS
         for name, (expansion, out_channels, blocks, first_stride) in STAGES.items():
             stage = nn.Sequential()
             for block in range(blocks):
                 stride = first_stride if block == 0 else 1
                 hidden = channels * expansion
-                depthwise = (
-                    MDConv(hidden, kernel_sizes, ratios, stride)
-                    if name in md_stages
-                    else nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
-                )
+                depthwise = choice.row(name, hidden, stride, activation=nn.ReLU6)
                 stage.append(InvertedResidual(channels, hidden, out_channels, depthwise, stride))
                 channels = out_channels
             self.add_module(name, stage)
-        self.head = conv_bn_relu6(channels, HEAD_CHANNELS, 1)
+        self.head = conv_bn(channels, HEAD_CHANNELS, 1, activation=nn.ReLU6)
         self.dropout = nn.Dropout(0.2)
         self.classifier = nn.Linear(HEAD_CHANNELS, labels)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) float, normalised, to (N, 1280, H / 32, W / 32)."""
@@ -106,26 +100,3 @@ class MobileNetV2(nn.Module):
         for name in STAGES:
             x = self.get_submodule(name)(x)  # ends at (N, 320, H/32, W/32)
         return self.head(x)  # type: ignore[no-any-return]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) float, normalised, to logits (N, L): global average pooling, then a linear layer."""
-        pooled = torch.mean(self.features(x), dim=(2, 3))  # (N, 1280)
-        return self.classifier(self.dropout(pooled))  # type: ignore[no-any-return]
-
-
-def conv_bn_relu6(channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution with "same" padding, batch norm and ReLU6."""
-    return nn.Sequential(
-        nn.Conv2d(channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(),
-    )
-
-
-def _initialise(module: nn.Module) -> None:
-    """MSRA initialisation (He et al., ICCV 2015), as the paper's section IV-B."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
