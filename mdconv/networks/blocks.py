@@ -91,7 +91,10 @@ class Network(nn.Module, ABC):
 
 
 def initialise(module: nn.Module) -> None:
-    """MSRA initialisation (He et al., ICCV 2015), as the paper's section IV-B; for `nn.Module.apply`."""
+    """MSRA initialisation (He et al., ICCV 2015), as the paper's section IV-B; for `nn.Module.apply`.
+
+    A grouped convolution's fan-out is counted over all groups, as PyTorch does it; batch norm makes up for it.
+    """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -25,11 +25,12 @@ class ShuffleUnit(nn.Module):
     With stride 2 the result is put beside the averaged input instead of being added to it.
     """
 
-    def __init__(self, channels: int, out_channels: int, groups: int, first_groups: int, depthwise: nn.Module) -> None:
+    def __init__(
+        self, channels: int, hidden: int, out_channels: int, groups: int, first_groups: int, depthwise: nn.Module
+    ) -> None:
         super().__init__()
         self.stride = 2 if out_channels != channels else 1
         added = out_channels - channels if self.stride == 2 else out_channels
-        hidden = out_channels // 4
         self.reduce = conv_bn(channels, hidden, 1, groups=first_groups)
         self.shuffle = nn.ChannelShuffle(groups)
         self.depthwise = depthwise
@@ -40,7 +41,7 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
         out: Tensor = self.expand(self.depthwise(self.shuffle(self.reduce(x))))
-        joined = torch.cat([self.pool(x), out], dim=1) if self.stride == 2 else x + out
+        joined = torch.cat([out, self.pool(x)], dim=1) if self.stride == 2 else x + out
         return self.relu(joined)  # type: ignore[no-any-return]
 
 
@@ -54,9 +55,13 @@ class ShuffleNet(Network):
         kernel_sizes, ratios: of each `MDConv`.
         in_channels: channels of the input.
         groups: of the 1x1 convolutions: 1, 2, 3, 4 or 8.
+        narrow: whether the unit with stride 2 has a quarter of the channels that it adds in its middle, as in much code
+            of the time, and not of those that it puts out, as Zhang et al. have it. The cost that Hu et al. publish
+            (521 M) comes out with it, and 3 groups.
 
     Raises:
-        ValueError: a stage or number of groups that does not exist, or kernels that `MDConv` refuses.
+        ValueError: a stage or number of groups that does not exist, a middle that the groups do not divide, or kernels
+            that `MDConv` refuses.
     """
 
     STAGES = tuple(_BLOCKS)
@@ -68,7 +73,8 @@ class ShuffleNet(Network):
         kernel_sizes: Sequence[int] = (3, 5),
         ratios: Sequence[int] = (1, 1),
         in_channels: int = 3,
-        groups: int = 8,
+        groups: int = 3,
+        narrow: bool = True,
     ) -> None:
         super().__init__()
         if groups not in _CHANNELS:
@@ -80,10 +86,11 @@ class ShuffleNet(Network):
         for name, blocks in _BLOCKS.items():
             stage = nn.Sequential()
             for block in range(blocks):
-                depthwise = choice.row(name, out_channels // 4, 2 if block == 0 else 1, activation=None)
+                hidden = (out_channels - channels if narrow and block == 0 else out_channels) // 4
+                depthwise = choice.row(name, hidden, 2 if block == 0 else 1, activation=None)
                 # The first 1x1 convolution sees 24 channels only: too few to be grouped (Zhang et al., section 3.2).
                 first_groups = 1 if channels == _STEM_CHANNELS else groups
-                stage.append(ShuffleUnit(channels, out_channels, groups, first_groups, depthwise))
+                stage.append(ShuffleUnit(channels, hidden, out_channels, groups, first_groups, depthwise))
                 channels = out_channels
             self.add_module(name, stage)
             out_channels *= 2

@@ -47,10 +47,10 @@ class DownUnit(nn.Module):
     def __init__(self, channels: int, out_channels: int, stage: str, choice: Depthwise) -> None:
         super().__init__()
         half = out_channels // 2
-        self.shortcut = nn.Sequential(choice.row(stage, channels, 2, activation=None), conv_bn(channels, half, 1))
         self.branch = nn.Sequential(
             conv_bn(channels, half, 1), choice.row(stage, half, 2, activation=None), conv_bn(half, half, 1)
         )
+        self.shortcut = nn.Sequential(choice.row(stage, channels, 2, activation=None), conv_bn(channels, half, 1))
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
