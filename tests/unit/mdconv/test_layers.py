@@ -64,3 +64,33 @@ def test_split_channels(channels: int, ratios: tuple[int, ...], splits: tuple[in
 def test_wrong_options_are_named(options: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         MDConv(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [5, 9, 13])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel_sizes", "ratios"),
+    [((3, 5), ratios) for ratios in ((1, 0), (3, 1), (1, 1), (1, 3), (0, 1))] + [((3, 5, 7), (2, 1, 1))],
+)
+def test_odd_channels_every_ratio_and_stride(
+    channels: int, stride: int, kernel_sizes: tuple[int, ...], ratios: tuple[int, ...]
+) -> None:
+    torch.manual_seed(channels)
+    layer = MDConv(channels, kernel_sizes, ratios, stride).double()
+    for height, width in ((1, 1), (6, 11), (9, 8)):
+        x = torch.randn(2, channels, height, width, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), mdconv_reference(x, [conv.weight for conv in layer.convs], stride))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel_sizes", "ratios"), [((3, 5), (1, 3)), ((3, 5, 7), (1, 1, 1)), ((5,), (1,))])
+def test_gradients_of_input_and_weights(kernel_sizes: tuple[int, ...], ratios: tuple[int, ...], stride: int) -> None:
+    torch.manual_seed(1)
+    layer = MDConv(5, kernel_sizes, ratios, stride).double()
+    names, weights = zip(*layer.named_parameters())
+    x = torch.randn(1, 5, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, given)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *weights))
