@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, write_manifest
-from build_engine.export import check_parity, export_onnx, save_model
+from build_engine.export import check_parity, export_onnx, has_cam, save_model
 from build_engine.images import calibration_images, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
@@ -97,7 +97,7 @@ def build_bundle(options: BuildOptions) -> Path:
         say("exporting to ONNX")
         export_onnx(checkpoint, directory / PORTABLE_MODEL, options.batch, preprocess.input_size)
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
-        say(f"ONNX Runtime against PyTorch: logits differ by {parity.logits:.1e}, cam by {parity.cam:.1e} at most")
+        say(f"ONNX Runtime against PyTorch: {parity}")
         calibration = _write_precision(options, directory, dataset, images.origin)
         _write_golden(directory, golden)
 
@@ -158,7 +158,8 @@ def _write_precision(options: BuildOptions, directory: Path, dataset: Calibratio
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:
     """Keep a few real inputs with the float32 outputs: what every machine's self-test compares with."""
     logits, cam = portable_runner(directory / PORTABLE_MODEL)(images)
-    np.savez_compressed(directory / GOLDEN, images=images, logits=logits, cam=cam)
+    maps: dict[str, Any] = {} if cam is None else {"cam": cam}
+    np.savez_compressed(directory / GOLDEN, images=images, logits=logits, **maps)
 
 
 def _describe_model(checkpoint: Checkpoint, preprocess: Preprocess, batch: int) -> dict[str, Any]:
@@ -168,6 +169,7 @@ def _describe_model(checkpoint: Checkpoint, preprocess: Preprocess, batch: int) 
         "input_size": preprocess.input_size,
         "batch": batch,
         "labels": list(checkpoint.labels),
+        "cam": has_cam(checkpoint),
         "thresholds": checkpoint.thresholds,
         "weights_sha256": checkpoint.sha256,
         "notice": checkpoint.notice,

@@ -7,6 +7,7 @@ any release of torch, tensors bear their layers' names, batch norm is folded, an
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from build_engine.lowering import activation_node, mdconv_node
+from build_engine.onnx_layers import Place, weightless_nodes
 from calibration.graph import add_constant
 from edge.errors import UsageError
 from mdconv.layers import MDConv
@@ -23,14 +26,40 @@ from mdconv.layers import MDConv
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
 
 
-def write_features(network: nn.Module, graph: onnx.GraphProto, source: str) -> str:
-    """Append the network's `features` to `graph`, fed by tensor `source`, (N, 1, H, W) float32 normalised gray.
+def write_features(network: nn.Module, graph: onnx.GraphProto, source: str, size: int, in_channels: int) -> str:
+    """Append the network's `features` to `graph`, fed by tensor `source`, (N, 1, size, size) float32 normalised gray.
 
     The first convolution's equal input channels are folded into one. Returns the name of the features' tensor.
 
     Raises `UsageError` for a layer that has no form here.
     """
-    return _Writer(network, graph).write(source)
+    return _Writer(network, graph, torch.zeros(1, in_channels, size, size)).write(source)
+
+
+def write_classifier(classifier: nn.Sequential, graph: onnx.GraphProto, features: str) -> str:
+    """Append a head that is not linear: the mean over positions, then `classifier` as 1x1 convolutions.
+
+    Returns the name of its (N, L) output. Raises `UsageError` for a layer that has no form here.
+    """
+    source = "classifier.pool"
+    graph.node.append(helper.make_node("GlobalAveragePool", [features], [source], name=source))
+    for index, layer in enumerate(classifier):
+        name = f"classifier.{index}"
+        if isinstance(layer, nn.Linear):
+            weight = add_constant(graph, f"{name}.weight", layer.weight.detach().numpy()[:, :, None, None])
+            bias = add_constant(graph, f"{name}.bias", layer.bias.detach().numpy())
+            node = helper.make_node("Conv", [source, weight, bias], [name], name=name, kernel_shape=[1, 1])
+        elif kind := _ACTIVATIONS.get(type(layer)):
+            node = activation_node(graph, kind, source, name, name)
+        elif isinstance(layer, nn.Dropout):
+            continue
+        else:
+            raise UsageError(f"{name} ({type(layer).__name__}) has no ONNX form here: expected Linear and activations")
+        graph.node.append(node)
+        source = name
+    axes = add_constant(graph, "classifier.axes", np.array([2, 3], np.int64))
+    graph.node.append(helper.make_node("Squeeze", [source, axes], ["outputs"], name="classifier.squeeze"))
+    return "outputs"
 
 
 def fold_batch_norm(
@@ -54,12 +83,16 @@ class _Tracer(fx.Tracer):
 
 
 class _Writer:
-    def __init__(self, network: nn.Module, graph: onnx.GraphProto) -> None:
+    def __init__(self, network: nn.Module, graph: onnx.GraphProto, example: torch.Tensor) -> None:
         self.network = network
         self.graph = graph
         self.traced = _Tracer().trace(network)
+        with torch.inference_mode():  # notes each tensor's shape on its node
+            ShapeProp(fx.GraphModule(network, self.traced)).propagate(example)
         self.tensors: dict[fx.Node, str] = {}
         """The ONNX tensor that holds an fx node's value."""
+        self.pieces: dict[fx.Node, list[str]] = {}
+        """The ONNX tensors that hold the parts of a chunk."""
         self.source = ""
         # A model has one MDConv function, so one activation: where a network mixes them, they stay nodes of their own.
         kinds = {self._activation_after(node) for node in self.traced.nodes if isinstance(self._layer(node), MDConv)}
@@ -78,22 +111,75 @@ class _Writer:
 
     def _write_node(self, node: fx.Node) -> None:
         layer = self._layer(node)
-        inputs = [self.tensors[value] for value in node.all_input_nodes]
+        if layer is None:
+            self._write_function(node)
+            return
+        source = self.tensors[node.all_input_nodes[0]]
         if isinstance(layer, MDConv):
-            self._write_mdconv(node, layer, inputs[0])
+            self._write_mdconv(node, layer, source)
         elif isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
-            self._write_convolution(node, layer, inputs[0])
-        elif layer and (kind := _ACTIVATIONS.get(type(layer))):
-            name = f"{inputs[0]}.{kind}"
-            self._append(activation_node(self.graph, kind, inputs[0], name, name), node)
-        elif node.target is operator.add and len(inputs) == 2:
-            name = f"{next(reversed(node.meta['nn_module_stack']))}.add"
-            self._append(helper.make_node("Add", inputs, [name], name=name), node)
+            self._write_convolution(node, layer, source)
+        elif isinstance(layer, nn.BatchNorm2d):
+            self._write_batch_norm(node, layer, source)
+        elif kind := _ACTIVATIONS.get(type(layer)):
+            name = f"{source}.{kind}"
+            self._append(activation_node(self.graph, kind, source, name, name), node)
+        elif isinstance(layer, (nn.Identity, nn.Dropout)):
+            self.tensors[node] = source
         else:
-            raise UsageError(
-                f"{node.target} ({type(layer).__name__ if layer else node.op}) has no ONNX form here: expected a "
-                "network of zero-padded convolutions, batch norm behind them, ReLU, ReLU6, hardswish and additions"
-            )
+            _, *shape = node.all_input_nodes[0].meta["tensor_meta"].shape
+            written = weightless_nodes(layer, Place(self.graph, str(node.target), source, tuple(shape)))
+            if written is None:
+                raise self._unknown(node)
+            self.graph.node.extend(written[:-1])
+            self._append(written[-1], node)
+
+    def _write_function(self, node: fx.Node) -> None:
+        """Additions, products and concatenations of whole tensors along channels, and channels cut into equal parts."""
+        name = f"{next(reversed(node.meta['nn_module_stack']), 'features')}.{getattr(node.target, '__name__', '')}"
+        if node.target in (operator.add, operator.mul) and len(node.all_input_nodes) == 2:
+            kind = "Add" if node.target is operator.add else "Mul"
+            inputs = [self.tensors[value] for value in node.all_input_nodes]
+            self._append(helper.make_node(kind, inputs, [name], name=name), node)
+        elif node.target is torch.cat and self._along_channels(node):
+            parts: Any = node.args[0]
+            inputs = [self.tensors[value] for value in parts]
+            self._append(helper.make_node("Concat", inputs, [name], name=name, axis=1), node)
+        elif node.target is torch.chunk and self._along_channels(node):
+            lengths = [part.shape[1] for part in node.meta["tensor_meta"]]
+            splits = add_constant(self.graph, f"{name}.lengths", np.array(lengths, np.int64))
+            self.pieces[node] = [f"{name}.{index}" for index in range(len(lengths))]
+            inputs = [self.tensors[node.all_input_nodes[0]], splits]
+            self.graph.node.append(helper.make_node("Split", inputs, self.pieces[node], name=name, axis=1))
+        elif node.target is operator.getitem and node.args[0] in self.pieces:
+            chunk: Any = node.args[0]
+            index: Any = node.args[1]
+            self.tensors[node] = self.pieces[chunk][index]
+        else:
+            raise self._unknown(node)
+
+    def _along_channels(self, node: fx.Node) -> bool:
+        default = node.args[-1] if len(node.args) > (1 if node.target is torch.cat else 2) else 0
+        return bool(node.kwargs.get("dim", default) == 1)
+
+    def _unknown(self, node: fx.Node) -> UsageError:
+        layer = self._layer(node)
+        return UsageError(
+            f"{node.target} ({type(layer).__name__ if layer else node.op}) has no ONNX form here: expected a network "
+            "of zero-padded convolutions, batch norm, ReLU, ReLU6, hardswish, hardsigmoid, pools, channel shuffles, "
+            "sums, products, and concatenations and chunks along channels"
+        )
+
+    def _write_batch_norm(self, node: fx.Node, norm: nn.BatchNorm2d, source: str) -> None:
+        """Batch norm that no convolution precedes: a factor and an offset for each channel."""
+        name = str(node.target)
+        ones = np.ones((norm.num_features, 1, 1), np.float32)
+        factor, offset = fold_batch_norm(ones, np.zeros(norm.num_features, np.float32), norm)
+        scaled = f"{name}.scaled"
+        inputs = [source, add_constant(self.graph, f"{name}.factor", factor)]
+        self.graph.node.append(helper.make_node("Mul", inputs, [scaled], name=f"{name}.scale"))
+        inputs = [scaled, add_constant(self.graph, f"{name}.offset", offset[:, None, None])]
+        self._append(helper.make_node("Add", inputs, [name], name=name), node)
 
     def _write_mdconv(self, node: fx.Node, layer: MDConv, source: str) -> None:
         name = self._name(node)

@@ -33,17 +33,19 @@ class Float32Outputs(NamedTuple):
 
     logits: NDArray[np.float32]
     """(N, L)."""
-    cam: NDArray[np.float32]
-    """(N, L, h, w)."""
+    cam: NDArray[np.float32] | None
+    """(N, L, h, w); None where the network has no class activation maps."""
 
 
 def portable_runner(model: Path) -> Callable[[NDArray[np.uint8]], Float32Outputs]:
     """The float32 reference: runs (N, 1, S, S) uint8 images through the portable `model`, one at a time."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
 
     def run(images: NDArray[np.uint8]) -> Float32Outputs:
-        outputs = [session.run(["logits", "cam"], {"image": images[i : i + 1]}) for i in range(len(images))]
-        return Float32Outputs(*map(np.concatenate, zip(*outputs)))
+        outputs = [session.run(names, {"image": images[i : i + 1]}) for i in range(len(images))]
+        found = {name: np.concatenate(parts) for name, parts in zip(names, zip(*outputs))}
+        return Float32Outputs(found["logits"], found.get("cam"))
 
     return run
 

@@ -39,11 +39,11 @@ class Checkpoint:
     notice: str
     """What must be said wherever an output of these weights is shown."""
     card: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    """Of the file it was read from."""
     exclusive: bool = False
     """Whether an image has exactly one of the labels: then a label's probability is the softmax of the outputs, else
     each output's own sigmoid."""
-    sha256: str = ""
-    """Of the file it was read from."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -37,13 +37,26 @@ class World:
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def mean(self, value: float) -> float:
-        """The mean of all processes' values."""
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of all processes' `values`, (n,) of one length and dtype everywhere."""
         if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+            return values
+        total = values.clone()
         dist.all_reduce(total)
-        return float(total) / self.size
+        return total / self.size
+
+    def from_leader(self, data: bytes) -> bytes:
+        """What the leading process gave as `data`, in all processes."""
+        if self.size == 1:
+            return data
+        count = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(count, src=0)
+        content = torch.frombuffer(bytearray(data or b"0"), dtype=torch.uint8).to(self.device)
+        if not self.leads:
+            content = torch.empty(int(count), dtype=torch.uint8, device=self.device)
+        if int(count):
+            dist.broadcast(content, src=0)
+        return content.cpu().numpy().tobytes() if int(count) else b""
 
     def gather(self, rows: Tensor, count: int) -> Tensor:
         """All `count` rows (count, L) in order, from each process's (n, L): process r holds r, r + size, ..."""
@@ -57,7 +70,14 @@ class World:
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]
 
 
-ALONE = World(0, 1, torch.device("cpu"))
+def alone() -> World:
+    """A world of one process, on the GPU where there is one."""
+    return World(0, 1, _device(0))
+
+
+def _device(number: int) -> torch.device:
+    on_gpu = torch.cuda.is_available()
+    return torch.device("cuda", number % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
 
 
 @contextmanager
@@ -67,16 +87,14 @@ def join_world() -> Iterator[World]:
     A GPU is used where there is one (the process's own, by ``LOCAL_RANK``). Raises `MachineError` if the processes do
     not find each other.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
     if "RANK" not in os.environ:
-        yield World(0, 1, device)
+        yield alone()
         return
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise MachineError(f"the processes of torchrun do not find each other: {error}") from error
     try:
@@ -89,8 +107,10 @@ def spread_out(network: nn.Module, world: World) -> nn.Module:
     """`network`, its batch norm and dropout layers replaced by such that see the whole batch; names are kept."""
     if world.size == 1:
         return network
+    if world.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, child in list(network.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d):  # on a GPU there is none left
             setattr(network, name, _synchronised(child))
         elif isinstance(child, nn.Dropout):
             setattr(network, name, SharedDropout(child.p, world))
@@ -128,7 +148,7 @@ def _sum(value: Tensor) -> Tensor:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes. `nn.SyncBatchNorm` does the same, on a GPU only."""
+    """Batch norm over the batches of all processes, on a CPU: `nn.SyncBatchNorm` does it on a GPU only."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape and dtype; N, H and W are the same in all processes."""

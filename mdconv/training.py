@@ -119,7 +119,15 @@ def fit(
             card = training_card(what, train, validation, progress.history[-1], command)
             thresholds = thresholds_of(validation, probabilities)
             checkpoint = Checkpoint(
-                model, network, dict(config), train.labels, recipe.size, thresholds, train.notice, card, train.exclusive
+                model=model,
+                network=network,
+                config=dict(config),
+                labels=train.labels,
+                input_size=recipe.size,
+                thresholds=thresholds,
+                notice=train.notice,
+                card=card,
+                exclusive=train.exclusive,
             )
             if world.leads:
                 save_checkpoint(checkpoint, directory / BEST)

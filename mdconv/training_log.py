@@ -15,12 +15,13 @@ HISTORY = "history.jsonl"
 class TrainingLog:
     """As a context manager it closes what it writes to. A log that is not `enabled` does nothing."""
 
-    def __init__(self, directory: Path, epochs: int, *, enabled: bool) -> None:
+    def __init__(self, directory: Path, epochs: int, first_step: int, *, enabled: bool) -> None:
+        """`first_step`: where this process takes over; what an interrupted one logged from there on is superseded."""
         self._directory, self._epochs, self._enabled = directory, epochs, enabled
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self._events = SummaryWriter(str(directory / "tensorboard"))
+            self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
             self._line = ProgressLine("training")
 
     def step(self, epoch: int, done: int, steps: int, number: int, loss: float, rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import torch
 from edge.bundle import sha256_of
 from edge.errors import MachineError, UsageError, describe_os_error
 from mdconv.data.cases import Cases
+from mdconv.distributed import World
 
 STATE = "state.pt"
 
@@ -59,16 +61,19 @@ def save_state(directory: Path, key: str, progress: Progress, parts: Mapping[str
         raise MachineError(f"cannot keep the state of the training: {describe_os_error(error)}") from error
 
 
-def load_state(directory: Path, key: str, parts: Mapping[str, Any], device: torch.device) -> Progress:
+def load_state(directory: Path, key: str, parts: Mapping[str, Any], world: World) -> Progress:
     """Put the state in `directory`, if there is one, into `parts`; returns how far the training was.
+
+    Only the leading process reads it, for all: other machines may have no such file.
 
     Raises `UsageError` if it is the state of another training (`key` differs), or is damaged.
     """
     path = directory / STATE
-    if not path.exists():
+    data = world.from_leader(path.read_bytes() if world.leads and path.exists() else b"")
+    if not data:
         return Progress()
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location=world.device, weights_only=True)
     except Exception as error:  # whatever torch finds wrong with the file
         raise UsageError(
             f"{path} cannot be read ({type(error).__name__}): name another --output, or delete it"

@@ -60,16 +60,17 @@ def run(experiment: Experiment, setting: Setting, seeds: int, output: Path, work
     """Carry out what is not done yet; returns the tables as Markdown, and writes them and their figures to `output`."""
     split = Split(*(setting.cases(experiment.data, part) for part in SPLITS))
     results, costs = [], {}
-    for recipes in setting.recipes(experiment.sizes):
+    for schedule in setting.schedules(experiment.sizes):
+        sizes = [step.recipe.size for step in schedule]
         runs: dict[str, list[Run]] = {arm.label: [] for arm in experiment.arms}
         for seed in range(seeds):
             for arm in experiment.arms:
-                name = f"{arm.slug}.{'-'.join(str(recipe.size) for recipe in recipes)}px.seed{seed}"
+                name = f"{arm.slug}.{'-'.join(map(str, sizes))}px.seed{seed}"
                 folder = output / "runs" / f"{setting.name}-{experiment.data}" / name
                 folder.mkdir(parents=True, exist_ok=True)
-                runs[arm.label].append(carry_out(arm, seed, recipes, split, folder, workers))
+                runs[arm.label].append(carry_out(arm, seed, schedule, split, folder, workers))
                 print(f"{experiment.name}: {arm.label}, seed {seed} is done", file=sys.stderr, flush=True)
-        for size in [recipe.size for recipe in recipes]:
+        for size in sizes:
             for arm in experiment.arms:
                 found = [done.probabilities[size] for done in runs[arm.label]]
                 results.append(judge(arm.label, size, split.test.truth, found))

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.experiments import Arm
+from benchmarks.paper.settings import Step
 from mdconv.data.cases import Cases
 from mdconv.predictors import open_predictor
-from mdconv.training import Recipe, fit
+from mdconv.training import fit
 
 BATCH = 16
 
@@ -37,18 +38,18 @@ class Split(NamedTuple):
     test: Cases
 
 
-def carry_out(arm: Arm, seed: int, recipes: tuple[Recipe, ...], split: Split, directory: Path, workers: int) -> Run:
-    """Train by each of `recipes` in turn, each starting from what the one before learned; test after each.
+def carry_out(arm: Arm, seed: int, schedule: tuple[Step, ...], split: Split, directory: Path, workers: int) -> Run:
+    """Train by each step of `schedule` in turn, each starting from what the one before learned; test after each.
 
     Raises what `fit` and `open_predictor` raise.
     """
     config = {**arm.config, "labels": len(split.train.labels)}
     probabilities, seconds, initial = {}, 0.0, None
-    for number, recipe in enumerate(recipes):
+    for number, (recipe, images) in enumerate(schedule):
         trained = fit(
             arm.network,
             config,
-            split.train,
+            split.train if images is None else split.train.select(range(images)),
             split.validation,
             replace(recipe, seed=seed),
             directory / f"{number}-{recipe.size}px",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,13 @@ from mdconv.training import Recipe
 SPLITS = ("train", "validation", "test")
 
 
+class Step(NamedTuple):
+    """A recipe, and how many of the training images it is given: the first so many, or all."""
+
+    recipe: Recipe
+    images: int | None = None
+
+
 class Setting(Protocol):
     """Where images come from, and by which recipes a network learns on them, one after the other."""
 
@@ -24,8 +31,8 @@ class Setting(Protocol):
     seeds: int | None
     """Runs an arm; None leaves it to the experiment."""
 
-    def recipes(self, sizes: tuple[int, ...]) -> tuple[tuple[Recipe, ...], ...]:
-        """The ways to train: for each a row of recipes, the next starting from what the one before learned."""
+    def schedules(self, sizes: tuple[int, ...]) -> tuple[tuple[Step, ...], ...]:
+        """The ways to train: each a row of steps, the next starting from what the one before learned."""
         ...
 
     def cases(self, data: str, split: str) -> Cases: ...
@@ -40,8 +47,8 @@ class Paper:
     name: str = "paper"
     seeds: int | None = 1
 
-    def recipes(self, sizes: tuple[int, ...]) -> tuple[tuple[Recipe, ...], ...]:
-        return tuple((Recipe(size=size),) for size in sizes)
+    def schedules(self, sizes: tuple[int, ...]) -> tuple[tuple[Step, ...], ...]:
+        return tuple((Step(Recipe(size=size)),) for size in sizes)
 
     def cases(self, data: str, split: str) -> Cases:
         from mdconv.data import chestxray14, chestxray2017
@@ -58,17 +65,19 @@ class Reduced:
     """Phantoms, few and small: what two cores train in minutes. It shows that the comparison runs, and little else."""
 
     cache: Path
-    images: int = 6000
+    images: int = 12_000
     validation: int = 300
     test: int = 1000
     name: str = "reduced"
     seeds: int | None = None
 
-    def recipes(self, sizes: tuple[int, ...]) -> tuple[tuple[Recipe, ...], ...]:
-        small = Recipe(size=112, epochs=2, batch=32, learning_rate=1.5e-3, warm_up_steps=50, patience=0, augment=False)
-        if sizes == (448,):
-            return ((small,),)
-        return ((small, replace(small, size=224, epochs=1, learning_rate=7e-4, warm_up_steps=10)),)
+    def schedules(self, sizes: tuple[int, ...]) -> tuple[tuple[Step, ...], ...]:
+        """Once over the phantoms at 112 pixels; where the paper's size is 224, then over a quarter of them at that."""
+        small = Recipe(size=112, epochs=1, batch=16, learning_rate=1e-3, warm_up_steps=100, patience=0, augment=False)
+        if 224 not in sizes:
+            return ((Step(small, self.images // 2),),)
+        large = replace(small, size=224, learning_rate=5e-4, warm_up_steps=20)
+        return ((Step(small), Step(large, self.images // 4)),)
 
     def cases(self, data: str, split: str) -> Cases:
         first = {"train": TRAIN_SEEDS, "validation": VALIDATION_SEEDS, "test": TEST_SEEDS}[split]
