@@ -80,8 +80,9 @@ def to_onnx(checkpoint: Checkpoint, batch: int = 1, input_size: int | None = Non
         _write_head(graph, features, _log_odds_layer(network.classifier, checkpoint.exclusive))
     else:
         *hidden, last = network.classifier
-        whole = nn.Sequential(*hidden, _log_odds_layer(last, checkpoint.exclusive))
-        write_classifier(whole, graph, features)
+        if not isinstance(last, nn.Linear):
+            raise UsageError(f"{checkpoint.network} ends in {type(last).__name__}, expected a linear layer")
+        write_classifier(nn.Sequential(*hidden, _log_odds_layer(last, checkpoint.exclusive)), graph, features)
         graph.node[-1].output[0] = "logits"
     return _finish(graph, checkpoint)
 

@@ -5,8 +5,11 @@
 - Between a convolution and its activation there is nothing, so that both become one kernel.
 - A residual Add has a pair on the skip input alone; the other comes straight from a convolution, into which TensorRT
   fuses the addition.
+- A concatenation, a channel shuffle or a pool has none: what comes out of it is quantized once, for the convolution that
+  reads it, so that all parts of a concatenation have one scale.
 - Normalisation, and the last convolution, stay float32: it maps features to the findings, costs 0.3 % of the work, and
-  its rounding would reach the logits directly.
+  its rounding would reach the logits directly. So do convolutions of vectors, behind a global average (squeeze and
+  excite, a hidden layer of the head): they cost next to nothing, and their gates would scale whole channels wrongly.
 
 The graph is quantized in its portable form, where an `MDConv` is one node; lowering comes after.
 """
@@ -85,6 +88,15 @@ def quantize(
         "method": method,
         "count": len(images),
         "digest": images.digest,
+        "placement": {
+            "weighted": {node.name: node.input[0] for node in model.graph.node if node.name in placement.weighted},
+            "skips": [
+                [node.name, position, node.input[position]]
+                for node in model.graph.node
+                for name, position in placement.skips
+                if node.name == name
+            ],
+        },
         "tensors": {
             name: {"low": histogram.low, "high": histogram.high, "range": ranges[name], "scale": float(scales[name])}
             for name, histogram in histograms.items()
@@ -101,7 +113,9 @@ def scale_of(reach: float) -> np.float32:
 
 def place(graph: onnx.GraphProto) -> Placement:
     """Decide where Q/DQ pairs go (see the module's text)."""
-    convolutions = [node.name for node in graph.node if node.op_type in CONVOLUTIONS]
+    vectors = _vectors(graph)
+    convolutions = [node.name for node in graph.node if node.op_type in CONVOLUTIONS and node.input[0] not in vectors]
+    last = next(node.name for node in reversed(graph.node) if node.op_type in CONVOLUTIONS)
     made_by, read_by = producers(graph), consumers(graph)
     outputs = {output.name for output in graph.output}
 
@@ -114,7 +128,18 @@ def place(graph: onnx.GraphProto) -> Placement:
     for node in graph.node:
         if node.op_type == "Add" and any(map(fuses, node.input)):
             skips.append((node.name, 0 if fuses(node.input[1]) else 1))
-    return Placement(tuple(convolutions[:-1]), tuple(skips))
+    return Placement(tuple(name for name in convolutions if name != last), tuple(skips))
+
+
+def _vectors(graph: onnx.GraphProto) -> set[str]:
+    """The tensors with one value a channel: global averages, and what is computed from them alone."""
+    constants = {tensor.name for tensor in graph.initializer}
+    found: set[str] = set()
+    for node in graph.node:
+        values = [name for name in node.input if name not in constants]
+        if node.op_type == "GlobalAveragePool" or (values and found.issuperset(values)):
+            found.update(node.output)
+    return found
 
 
 def activations(graph: onnx.GraphProto, placement: Placement) -> list[str]:

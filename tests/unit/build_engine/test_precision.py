@@ -35,7 +35,7 @@ def test_types(checkpoint: Checkpoint) -> None:
         if node.op_type in CONVOLUTIONS:
             assert types[node.output[0]] == TensorProto.FLOAT16
             assert {initializers(half.graph)[name].data_type for name in node.input[1:]} == {TensorProto.FLOAT16}
-    assert types["normalised"] == types["pooled"] == types["cam"] == types["logits"] == TensorProto.FLOAT
+    assert types["normalised"] == types["classifier.mean"] == types["cam"] == types["logits"] == TensorProto.FLOAT
     assert [node.name for node in half.graph.node if node.op_type == "Cast"] == [
         "normalise.cast",
         "normalised.to_float16",
