@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edge.errors import UsageError, describe_os_error
 from edge.labels import CHESTXRAY14
 from mdconv.data.cases import Box
-from mdconv.data.files import FileCases
+from mdconv.data.labelled_files import LabelledFiles
 from mdconv.data.nih_tables import SIDE, Table, refuse_duplicates
 from mdconv.data.nih_tables import read_boxes as read_boxes
 from mdconv.data.nih_tables import read_table as read_table
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ChestXray14Cases(FileCases):
+class ChestXray14Cases(LabelledFiles):
     """A part of ChestX-ray14. Made by `load`."""
 
     known_boxes: Mapping[str, Sequence[Box]]

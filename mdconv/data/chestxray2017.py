@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from edge.errors import UsageError, describe_os_error
-from mdconv.data.files import FileCases
+from mdconv.data.labelled_files import LabelledFiles
 from mdconv.data.split import Split, check_split, validation_patients
 
 Task = Literal["pneumonia", "kind"]
@@ -55,7 +55,7 @@ class _Image(NamedTuple):
     """normal, bacterial or viral."""
 
 
-def load(folder: Path, split: Split, task: Task) -> FileCases:
+def load(folder: Path, split: Split, task: Task) -> LabelledFiles:
     """A part of the data set in `folder`, by name; each image has one of the task's two labels.
 
     Raises `UsageError` if folders or images are missing, or if an image's name is of no known form or contradicts its
@@ -77,7 +77,7 @@ def load(folder: Path, split: Split, task: Task) -> FileCases:
     if not images:
         raise UsageError(f"{root} has no image to use as {split} for {task}: unpack the whole release there")
     second = np.array([image.kind == "viral" if task == "kind" else image.kind != "normal" for image in images])
-    return FileCases(
+    return LabelledFiles(
         name=f"chestxray2017 {task} {split}",
         labels=LABELS[task],
         exclusive=True,
