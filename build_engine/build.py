@@ -23,6 +23,7 @@ from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
 from build_engine.verify import portable_runner, say, verify
+from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet, from_folder
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
@@ -30,8 +31,7 @@ from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_
 from edge.errors import MachineError
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
-from mdconv.checkpoint import Checkpoint, load_checkpoint
-from mdconv.weights import DEMO_CHECKPOINT
+from mdconv.checkpoint import Checkpoint
 
 GOLDEN_IMAGES = 8
 GOLDEN_LIMIT = {
@@ -48,6 +48,8 @@ class BuildOptions:
 
     precision: str
     checkpoint: Path | None
+    network: str | None
+    md_stages: str | None
     input_size: int | None
     batch: int
     calibration_data: Path | None
@@ -70,8 +72,8 @@ def build_bundle(options: BuildOptions) -> Path:
     lacks something, `BundleError` if the artefact is not the float32 network it was made from; the place of the bundle
     is then as it was before.
     """
-    demo = options.checkpoint is None
-    checkpoint = load_checkpoint(options.checkpoint or DEMO_CHECKPOINT)
+    weights = choose_weights(options.checkpoint, options.network, options.md_stages)
+    checkpoint = weights.checkpoint
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
     backend = _choose_backend(options.backend)
     check_lowering(options.lowering, backend)
@@ -86,7 +88,7 @@ def build_bundle(options: BuildOptions) -> Path:
         given = options.calibration_data or (None if options.precision == "int8" else options.gate_data)
         images = calibration_images(
             given,
-            demo=demo,
+            on_phantoms=weights.on_phantoms,
             count=options.calibration_images,
             size=preprocess.input_size,
             scratch=Path(scratch),
@@ -118,8 +120,13 @@ def build_bundle(options: BuildOptions) -> Path:
         engines = Engines(backend, options.precision, options.batch, options.workspace_mb, options.timing_cache)
         facts = describe(apply_lowering(options.lowering, directory, engines, describe, Path(scratch)))
         write_manifest(directory, facts)
-        judges = gate_images(options.gate_data, demo=demo, size=preprocess.input_size, scratch=Path(scratch))
-        verified = verify(load_bundle(directory), judges if options.gate else None, options.max_auc_drop)
+        judges = None
+        if options.gate and not weights.random:
+            phantoms = weights.on_phantoms
+            judges = gate_images(
+                options.gate_data, on_phantoms=phantoms, size=preprocess.input_size, scratch=Path(scratch)
+            )
+        verified = verify(load_bundle(directory), judges, options.max_auc_drop)
         facts["gate"] = verified.gate
         facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
         write_manifest(directory, facts)

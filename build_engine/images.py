@@ -1,7 +1,7 @@
 """Which images a build calibrates on and is judged by.
 
-They are the user's own. Only the demo checkpoint may go without: it was trained on synthetic phantoms, so phantoms are
-its real input, and they are rendered here from seeds that training never saw.
+They are the user's own. Only the demo checkpoint, which was trained on synthetic phantoms, and random weights, which
+were trained on nothing, may go without: phantoms are then rendered here, from seeds that training never saw.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ class ImageFolder(NamedTuple):
     origin: str
 
 
-def calibration_images(given: Path | None, *, demo: bool, count: int, size: int, scratch: Path) -> ImageFolder:
-    """The folder to calibrate on: the one `given`, or for the demo checkpoint `count` phantoms written under `scratch`.
+def calibration_images(given: Path | None, *, on_phantoms: bool, count: int, size: int, scratch: Path) -> ImageFolder:
+    """The folder to calibrate on: the one `given`, or `count` phantoms written under `scratch`.
 
-    Raises `UsageError` for any other checkpoint without images of its own.
+    Raises `UsageError` where phantoms are no images of the checkpoint's kind and none are given.
     """
     if given is not None:
         return ImageFolder(_existing(given, "--calibration-data"), "user's images")
-    if not demo:
+    if not on_phantoms:
         raise UsageError("no --calibration-data: name a folder of radiographs like those that the network will see")
     return _phantoms(scratch / "calibration", CALIBRATION_SEED, count, size)
 
 
-def gate_images(given: Path | None, *, demo: bool, size: int, scratch: Path) -> ImageFolder | None:
-    """The folder to judge the build by: the one `given`, labelled phantoms for the demo checkpoint, or None."""
+def gate_images(given: Path | None, *, on_phantoms: bool, size: int, scratch: Path) -> ImageFolder | None:
+    """The folder to judge the build by: the one `given`, or labelled phantoms, or None."""
     if given is not None:
         return ImageFolder(_existing(given, "--gate-data"), "user's images")
-    if not demo:
+    if not on_phantoms:
         return None
     return _phantoms(scratch / "gate", GATE_SEED, GATE_PHANTOMS, size)
 

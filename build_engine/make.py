@@ -12,6 +12,7 @@ from pathlib import Path
 
 try:
     from build_engine.build import BuildOptions, build_bundle
+    from mdconv.networks import NETWORKS
 except ImportError as missing:
     sys.exit(
         f"make.py: cannot import {missing.name}: run it in the environment that `make demo` sets up "
@@ -40,6 +41,17 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     parser.add_argument(
         "--checkpoint", type=Path, metavar="F", help="safetensors file of mdconv.train (default: the demo checkpoint)"
+    )
+    parser.add_argument(
+        "--network",
+        metavar="NAME",
+        help="what the checkpoint must be; without a checkpoint, a network other than the demo's gets random weights, "
+        f"to time it before it is trained: {', '.join(NETWORKS)}",
+    )
+    parser.add_argument(
+        "--md-stages",
+        metavar="STAGES",
+        help='of --network: stages with MD-Conv, as "layer3,layer5", "all" or "none" (default: the network\'s own)',
     )
     parser.add_argument(
         "--input-size",

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from build_engine.images import ImageFolder
+from build_engine.weights import RANDOM_NOTICE
 from calibration.dataset import from_folder
 from calibration.gate import LABELS_FILE, assess, read_labels
 from edge.backends import Backend, open_backend
@@ -87,10 +88,9 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> V
 
 def _gate(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float, backend: Backend) -> dict[str, Any]:
     if images is None:
-        return {
-            "verdict": "not assessed",
-            "reason": "no images to judge it by (--gate-data), or switched off (--no-gate)",
-        }
+        missing = "no images to judge it by (--gate-data), or switched off (--no-gate)"
+        untrained = "the weights are random: there is nothing to judge"
+        return {"verdict": "not assessed", "reason": untrained if bundle.notice == RANDOM_NOTICE else missing}
     preprocess = Preprocess.from_manifest(bundle.manifest["preprocess"])
     if (images.directory / LABELS_FILE).is_file():
         paths, truth = read_labels(images.directory, bundle.labels)

@@ -1,0 +1,175 @@
+"""Every network on its way to a device: quantized, halved, taken by NVIDIA's builder, built and run by the commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from build_engine.export import to_onnx
+from build_engine.lowering import lower
+from build_engine.make import main
+from build_engine.precision import to_float16
+from build_engine.weights import choose_weights, random_weights
+from calibration.quantize import quantize
+from edge.engine_from_onnx import build_engine
+from edge.results import probabilities
+from mdconv.checkpoint import Checkpoint, save_checkpoint
+from mdconv.data.phantom import render
+from mdconv.networks import NETWORKS, build, stages
+from mdconv.weights import DEMO_CHECKPOINT
+from tests.system.conftest import ROOT, run_make
+from tests.unit.build_engine.random_networks import randomise, run
+
+DEPTHWISE = [name for name in NETWORKS if stages(name)]
+SIZE = 64
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="TensorRT-RTX is not installed (it has wheels for x86-64 only)",
+)
+
+
+class Phantoms:
+    """A few, to calibrate on."""
+
+    digest = "0" * 64
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for seed in range(len(self)):
+            yield render(seed, SIZE).image[None, None]
+
+
+def portable(name: str, md_stages: tuple[str, ...]) -> onnx.ModelProto:
+    config = {"md_stages": md_stages} if stages(name) else {}
+    return to_onnx(random_weights(name, config), input_size=SIZE)
+
+
+def taken_by_tensorrt(model: onnx.ModelProto, directory: Path) -> bool:
+    """Whether NVIDIA's parser and builder make an engine of the model; raises what they say otherwise."""
+    onnx.save(model, directory / "model.onnx")
+    facts = build_engine(
+        directory / "model.onnx", directory / "model.engine", target="tensorrt-rtx", compute_capabilities=["86"]
+    )
+    return bool(facts["layers"]) and (directory / "model.engine").stat().st_size > 10_000
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_int8_agrees_with_float32_and_is_taken_by_tensorrt(tmp_path: Path, name: str) -> None:
+    """With MD-Conv in all stages, lowered to plain convolutions: the graph without MD-Conv is the same."""
+    model = portable(name, stages(name))
+    quantized, _ = quantize(model, Phantoms())
+    images = np.concatenate(list(Phantoms()))
+    found, expected = (
+        probabilities(np.concatenate([run(one, image[None], "logits")[0] for image in images]))
+        for one in (quantized, model)
+    )
+    assert np.abs(found - expected).mean() < 0.06, "of random weights, which magnify what rounding changes"
+    assert taken_by_tensorrt(lower(quantized, "padded"), tmp_path)
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ["mobilenet_v3", "shufflenet"])
+def test_float16_is_taken_by_tensorrt(tmp_path: Path, name: str) -> None:
+    half = to_float16(portable(name, stages(name)))
+    assert taken_by_tensorrt(lower(half, "split"), tmp_path)
+
+
+def phantoms(directory: Path, count: int) -> list[Path]:
+    directory.mkdir()
+    paths = [directory / f"{seed}.png" for seed in range(count)]
+    for seed, path in enumerate(paths):
+        cv2.imwrite(str(path), render(seed, SIZE).image)
+    return paths
+
+
+def classify(bundle: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge", "classify", *arguments, "--bundle", bundle, "--json"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_network_without_activation_maps(tmp_path: Path) -> None:
+    """mobilenet_v3 before any training: its bundle says what it is, answers, and refuses --cam in one line."""
+    bundle = tmp_path / "bundle"
+    made = run_make(
+        *("--int8", "--network", "mobilenet_v3", "--md-stages", "layer5", "--input-size", str(SIZE)),
+        *("--backend", "onnxruntime", "--lowering", "padded", "--calibration-images", "8", "--output", bundle),
+    )
+    assert made.returncode == 0, made.stderr
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["model"]["cam"] is False
+    assert manifest["model"]["notice"] == "random weights, for timing only"
+    assert manifest["gate"]["verdict"] == "not assessed" and "random" in manifest["gate"]["reason"]
+    with np.load(bundle / "golden.npz") as golden:
+        assert sorted(golden) == ["images", "logits"]
+
+    (image,) = phantoms(tmp_path / "images", 1)
+    answer = classify(bundle, image)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    assert result["status"] == "done" and result["cam"] is None and len(result["findings"]) == 14
+    refused = classify(bundle, image, "--cam", tmp_path / "maps")
+    assert refused.returncode == 3
+    assert "has no class activation maps: leave --cam out" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_two_labels_that_exclude_each_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labels = ("Normal", "Pneumonia")
+    network = build("mobilenet_v2", labels=2).eval()
+    randomise(network)
+    thresholds = dict.fromkeys(labels, 0.5)
+    checkpoint = Checkpoint(
+        network, "mobilenet_v2", {"labels": 2}, labels, SIZE, thresholds, "untrained, for tests", exclusive=True
+    )
+    save_checkpoint(checkpoint, tmp_path / "two.safetensors")
+    images = phantoms(tmp_path / "images", 8)
+    made = run_make(
+        *("--int8", "--checkpoint", tmp_path / "two.safetensors", "--calibration-data", tmp_path / "images"),
+        *("--backend", "onnxruntime", "--lowering", "padded", "--output", tmp_path / "bundle"),
+    )
+    assert made.returncode == 0, made.stderr
+    answer = classify(tmp_path / "bundle", images[0], "--cam", tmp_path / "maps")
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    chances = [result["findings"][label]["probability"] for label in labels]
+    assert sum(chances) == pytest.approx(1, abs=1e-5), "one of the two holds"
+    assert [result["findings"][label]["positive"] for label in labels] == [chance >= 0.5 for chance in chances]
+    assert np.load(result["cam"]["array"]).shape == (2, 2, 2)
+
+
+def test_network_options_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        (["--network", "vgg"], "--network vgg: expected one of mobilenet"),
+        (["--md-stages", "all"], "--md-stages without --network"),
+        (["--network", "mobilenet", "--md-stages", "layer7"], "mobilenet has no stage 'layer7'"),
+        (["--network", "resnet50", "--md-stages", "layer1"], "resnet50 has no stage"),
+        (
+            ["--checkpoint", str(DEMO_CHECKPOINT), "--network", "mobilenet_v2", "--md-stages", "none"],
+            "is mobilenet_v2 with MD-Conv in layer5, --network asks for mobilenet_v2 with MD-Conv in no stage",
+        ),
+    ):
+        assert main([*arguments, "--output", str(tmp_path / "none")]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_demo_checkpoint_is_taken_where_it_is_what_is_asked_for() -> None:
+    demo = choose_weights(None, None, None)
+    for network, md_stages in (("mobilenet_v2", None), ("mobilenet_v2", "layer5")):
+        assert choose_weights(None, network, md_stages).checkpoint.sha256 == demo.checkpoint.sha256
+    other = choose_weights(None, "mobilenet_v2", "all")
+    assert other.random and other.checkpoint.notice == "random weights, for timing only"
