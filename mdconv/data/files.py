@@ -1,9 +1,9 @@
-"""Image files of which nothing is known, in the form of a data set."""
+"""A set of labelled image files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +16,23 @@ from mdconv.data.cases import Cases
 
 @dataclass(frozen=True)
 class FileCases(Cases):
-    """Files without labels or boxes; an image's id is its path. Made by `file_cases`."""
+    """Images that are read from their files each time."""
+
+    files: tuple[str, ...]
+    """One an image: its path."""
 
     def read(self, index: int, size: int) -> NDArray[np.uint8]:
         try:
-            return load_image(Path(self.ids[index]), Preprocess(size))
+            return load_image(Path(self.files[index]), Preprocess(size))
         except InputRefusedError as error:
-            raise InputRefusedError(f"{self.ids[index]}: {error}") from None
+            raise InputRefusedError(f"{self.files[index]}: {error}") from None
 
     def select(self, indices: Sequence[int]) -> FileCases:
-        return file_cases([Path(self.ids[index]) for index in indices])
-
-
-def file_cases(paths: Sequence[Path]) -> FileCases:
-    """These files, in this order."""
-    names = tuple(map(str, paths))
-    return FileCases(
-        name=f"{len(names)} files",
-        labels=(),
-        exclusive=False,
-        truth=np.zeros((len(names), 0), bool),
-        ids=names,
-        patients=names,
-        notice="",
-    )
+        chosen = list(indices)
+        return replace(
+            self,
+            truth=self.truth[chosen],
+            ids=tuple(self.ids[i] for i in chosen),
+            patients=tuple(self.patients[i] for i in chosen),
+            files=tuple(self.files[i] for i in chosen),
+        )
