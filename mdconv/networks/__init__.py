@@ -34,17 +34,25 @@ NETWORKS: dict[str, type[Network]] = {
 
 def build(name: str, **config: Any) -> Network:
     """The network called `name`, randomly initialised. Raises `ValueError` for an unknown name or a wrong option."""
-    if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is none of {', '.join(NETWORKS)}")
+    network = _named(name)
     try:
-        return NETWORKS[name](**config)
+        return network(**config)
     except TypeError as error:
-        raise ValueError(f"network {name!r} was given an option it does not have: {error}") from error
+        raise ValueError(f"network {name!r} does not take these options: {error}") from error
 
 
 def stages(name: str) -> tuple[str, ...]:
-    """The stages of network `name` that hold depthwise layers, in their order; none for the baselines."""
-    return tuple(getattr(NETWORKS[name], "STAGES", ()))
+    """The stages of network `name` that hold depthwise layers, in their order; none for the baselines.
+
+    Raises `ValueError` for an unknown name.
+    """
+    return tuple(getattr(_named(name), "STAGES", ()))
+
+
+def _named(name: str) -> type[Network]:
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is none of {', '.join(NETWORKS)}")
+    return NETWORKS[name]
 
 
 def resolve_stages(name: str, text: str) -> tuple[str, ...]:

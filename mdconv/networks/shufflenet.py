@@ -87,6 +87,8 @@ class ShuffleNet(Network):
             stage = nn.Sequential()
             for block in range(blocks):
                 hidden = (out_channels - channels if narrow and block == 0 else out_channels) // 4
+                if hidden % groups:
+                    raise ValueError(f"{groups} groups do not divide the {hidden} channels of a narrow unit")
                 depthwise = choice.row(name, hidden, 2 if block == 0 else 1, activation=None)
                 # The first 1x1 convolution sees 24 channels only: too few to be grouped (Zhang et al., section 3.2).
                 first_groups = 1 if channels == _STEM_CHANNELS else groups

@@ -42,15 +42,21 @@ class ShuffleUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """All channels go both ways, each with stride 2, so that their number grows; then they are mixed (Fig. 3d)."""
+    """All channels go both ways, each with stride 2, so that their number grows; then they are mixed (Fig. 3d).
+
+    The shortcut keeps its number of channels and the branch makes up the rest: half each, except in the first unit. So
+    the authors' own code has it, and so the costs that they, and Hu et al., publish come out.
+    """
 
     def __init__(self, channels: int, out_channels: int, stage: str, choice: Depthwise) -> None:
         super().__init__()
         half = out_channels // 2
         self.branch = nn.Sequential(
-            conv_bn(channels, half, 1), choice.row(stage, half, 2, activation=None), conv_bn(half, half, 1)
+            conv_bn(channels, half, 1),
+            choice.row(stage, half, 2, activation=None),
+            conv_bn(half, out_channels - channels, 1),
         )
-        self.shortcut = nn.Sequential(choice.row(stage, channels, 2, activation=None), conv_bn(channels, half, 1))
+        self.shortcut = nn.Sequential(choice.row(stage, channels, 2, activation=None), conv_bn(channels, channels, 1))
         self.shuffle = nn.ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +73,7 @@ class ShuffleNetV2(Network):
             "layer5" of MobileNet-v2 does.
         kernel_sizes, ratios: of each `MDConv`.
         in_channels: channels of the input.
-        width: 0.5, 1, 1.5 or 2; the paper's published cost is that of 2.
+        width: 0.5, 1, 1.5 or 2; the cost that Hu et al. publish (2369 M) is that of 2.
 
     Raises:
         ValueError: a stage or width that does not exist, or kernels that `MDConv` refuses.

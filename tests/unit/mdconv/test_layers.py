@@ -70,7 +70,8 @@ def test_wrong_options_are_named(options: dict[str, object], named: str) -> None
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("kernel_sizes", "ratios"),
-    [((3, 5), ratios) for ratios in ((1, 0), (3, 1), (1, 1), (1, 3), (0, 1))] + [((3, 5, 7), (2, 1, 1))],
+    [((3, 5), ratios) for ratios in ((1, 0), (3, 1), (1, 1), (1, 3), (0, 1))]
+    + [((3, 5, 7), (2, 1, 1)), ((3, 5, 7), (1, 0, 3))],
 )
 def test_odd_channels_every_ratio_and_stride(
     channels: int, stride: int, kernel_sizes: tuple[int, ...], ratios: tuple[int, ...]

@@ -66,10 +66,20 @@ def test_any_kernels_and_sizes(name: str, kernels: tuple[tuple[int, ...], tuple[
         assert network.features(x).shape[2:] == (3, 2), "halved five times, rounded up"
 
 
-@pytest.mark.parametrize("name", [name for name in DEPTHWISE if name != "mobilenet_v3"])
-def test_ratio_one_to_nothing_is_the_plain_network(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "md_stages", "ratios"),
+    [(name, stages(name), (1, 0)) for name in DEPTHWISE if name != "mobilenet_v3"]
+    # The stages of MobileNet-v3 whose own kernels are 3x3, and those where they are 5x5.
+    + [
+        ("mobilenet_v3", ("layer0", "layer1", "layer3", "layer4"), (1, 0)),
+        ("mobilenet_v3", ("layer2", "layer5"), (0, 1)),
+    ],
+)
+def test_all_channels_to_the_networks_own_kernel_is_the_plain_network(
+    name: str, md_stages: tuple[str, ...], ratios: tuple[int, int]
+) -> None:
     plain = build(name, md_stages=(), in_channels=1).eval()
-    split = build(name, md_stages=stages(name), ratios=(1, 0), in_channels=1).eval()
+    split = build(name, md_stages=md_stages, ratios=ratios, in_channels=1).eval()
     weights = plain.state_dict()
     split.load_state_dict({key: weights[key.replace(".convs.0.", ".")] for key in split.state_dict()})
     x = torch.randn(1, 1, 64, 64)
@@ -87,7 +97,8 @@ def test_features_are_made_of_what_the_export_knows(name: str) -> None:
     functions = (operator.add, operator.mul, operator.getitem, torch.cat, torch.chunk)
     for node in Tracer().trace(network).nodes:
         if node.op == "call_module":
-            assert type(network.get_submodule(node.target)) in layers, node.target
+            layer = network.get_submodule(node.target)
+            assert type(layer) in layers and not getattr(layer, "inplace", False), node.target
         elif node.op == "call_function":
             assert node.target in functions, node.target
         else:
@@ -120,5 +131,9 @@ def test_options_that_a_network_does_not_have_are_refused() -> None:
         build("shufflenet_v2", width=3)
     with pytest.raises(ValueError, match="5 groups"):
         build("shufflenet", groups=5)
+    with pytest.raises(ValueError, match="8 groups do not divide the 90 channels"):
+        build("shufflenet", groups=8)
+    with pytest.raises(ValueError, match="'resnet' is none of"):
+        stages("resnet")
     with pytest.raises(ValueError, match="no stage 'layer9'"):
         build("mobilenet_v3", md_stages=("layer9",))

@@ -45,12 +45,20 @@ def same_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
         other.copy_(value.reshape(other.shape))
 
 
+def as_its_authors_have_it(peer: nn.Module) -> None:
+    """Theirs pools without a border and halves the first unit's channels; the authors' code pads, and passes 24."""
+    peer.features.init_block.pool = nn.MaxPool2d(3, stride=2, padding=1)
+    unit = peer.features.stage1.unit1
+    unit.expand_conv3, unit.expand_bn3 = nn.Conv2d(58, 92, 1, bias=False), nn.BatchNorm2d(92).eval()
+    unit.expand_conv5, unit.expand_bn5 = nn.Conv2d(24, 24, 1, bias=False), nn.BatchNorm2d(24).eval()
+
+
 @pytest.mark.parametrize(("name", "config", "theirs"), PEERS, ids=[peer[2] for peer in PEERS])
 def test_equals_an_independent_implementation(name: str, config: dict[str, Any], theirs: str) -> None:
     network = build(name, labels=14, **config).eval()
     peer = pytorchcv.model_provider.get_model(theirs, num_classes=14).eval()
-    if name == "shufflenet_v2":  # Ma et al. leave the pool's border open: theirs rounds up, ours pads as v1 does
-        peer.features.init_block.pool = nn.MaxPool2d(3, stride=2, padding=1)
+    if name == "shufflenet_v2":
+        as_its_authors_have_it(peer)
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (network, peer)]
     extra = sum(network.get_parameter(missing).numel() for missing in WITHOUT_BIAS.get(name, []))
     assert counts[0] == counts[1] + extra
