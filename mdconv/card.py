@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from mdconv.checkpoint import Checkpoint
 from mdconv.data.cases import Cases
 from mdconv.data.phantom import NOTICE
+from mdconv.distributed import World
 
 
-def make_card(
+def demo_card(
     *,
     command: str,
     train: tuple[int, int],
@@ -25,7 +27,10 @@ def make_card(
     seconds: float,
     areas: dict[str, float],
 ) -> dict[str, Any]:
-    """The JSON form. `train`, `validation` and `test` are the first seed and the number of phantoms of each set."""
+    """The JSON form for the demo network.
+
+    `train`, `validation` and `test` are the first seed and the number of phantoms of each set.
+    """
     return {
         "notice": NOTICE,
         "command": command,
@@ -37,30 +42,92 @@ def make_card(
         },
         "recipe": recipe,
         "seconds": round(seconds),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
+        "machine": _machine(torch.device("cpu")),
         "auc": {label: round(area, 4) for label, area in areas.items()},
         "mean_auc": round(float(np.mean(list(areas.values()))), 4),
     }
 
 
 def training_card(
-    what: Mapping[str, Any], train: Cases, validation: Cases, record: Mapping[str, float], command: str
+    what: Mapping[str, Any],
+    sets: tuple[Cases, Cases],
+    record: Mapping[str, float],
+    areas: Mapping[str, float],
+    command: str,
+    world: World,
 ) -> dict[str, Any]:
-    """The JSON form for weights of `mdconv.training.fit`: `what` holds the recipe, `record` is the best epoch's."""
+    """The JSON form for weights of `mdconv.training.fit`.
+
+    `what` holds the recipe, `sets` are to train and to validate on, `record` and `areas` (by label, on the validation
+    images) are the best epoch's.
+    """
+    train, validation = sets
     return {
         "notice": train.notice,
         "command": command,
         "data": {"train": [train.name, len(train)], "validation": [validation.name, len(validation)]},
         "recipe": dict(what["recipe"]),
-        "seconds": round(record["seconds"]),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
-        "validation_mean_auc": round(record["mean_auc"], 4),
+        "quantization_aware": "scales" in what,
         "epoch": int(record["epoch"]),
+        "seconds": round(record["seconds"]),
+        "processes": world.size,
+        "machine": _machine(world.device),
+        "validation_auc": {label: round(area, 4) for label, area in areas.items()},
+        "validation_mean_auc": round(record["mean_auc"], 4),
     }
 
 
 def as_markdown(checkpoint: Checkpoint) -> str:
     """The card of a checkpoint that was read from its file, as Markdown."""
+    if "stages" in checkpoint.card["recipe"]:
+        return _demo_markdown(checkpoint)
+    card, config = checkpoint.card, checkpoint.config
+    recipe, data = card["recipe"], card["data"]
+    stages = ", ".join(config.get("md_stages", ())) or "no stage"
+    kernels = ", ".join(f"{size} x {size}" for size in config.get("kernel_sizes", (3, 5)))
+    ratios = ":".join(map(str, config.get("ratios", (1, 1))))
+    kind = "cross-entropy" if checkpoint.exclusive else "binary cross-entropy"
+    views = "random crop, rotation and mirroring" if recipe["augment"] else "random mirroring"
+    facts = [
+        f"network: {checkpoint.network}, MD-Conv in {stages} (kernels {kernels}, ratios {ratios}); "
+        f"{checkpoint.input_size} x {checkpoint.input_size} gray input, {len(checkpoint.labels)} labels",
+        f"file: sha256 {checkpoint.sha256}",
+        f"made by: `{card['command']}`",
+        f"data: {data['train'][1]} images to train on ({data['train'][0]}), {data['validation'][1]} to choose the "
+        f"epoch and the thresholds ({data['validation'][0]})",
+        f"recipe: Adam, learning rate {recipe['learning_rate']:g} at its peak, {recipe['warm_up_steps']} steps of "
+        f"warm-up, then a cosine to zero; weight decay {recipe['weight_decay']:g}; batch {recipe['batch']}; {kind}; "
+        f"{views}; precision {recipe['precision']}; seed {recipe['seed']}"
+        + ("; quantization-aware" if card["quantization_aware"] else ""),
+        f"epoch {card['epoch']} of at most {recipe['epochs']}, after {card['seconds'] / 60:.0f} minutes",
+        f"machine: {card['machine']}, processes: {card['processes']}",
+    ]
+    rows = [
+        f"| {label} | {_or_dash(card['validation_auc'].get(label))} | {checkpoint.thresholds[label]:.4f} |"
+        for label in checkpoint.labels
+    ]
+    listed = "\n".join(textwrap.fill(fact, 120, initial_indent="- ", subsequent_indent="  ") for fact in facts)
+    return f"""# {checkpoint.network}: {data["train"][0]}
+
+**{checkpoint.notice.capitalize()}.**
+
+{listed}
+
+Area under the ROC curve on the validation images, which also chose the epoch: on others expect less. The threshold is
+the probability from which a label counts as positive.
+
+| label | validation AUC | threshold |
+|---|---|---|
+{chr(10).join(rows)}
+| mean | {card["validation_mean_auc"]:.4f} | |
+"""
+
+
+def _or_dash(area: float | None) -> str:
+    return "-" if area is None else f"{area:.4f}"
+
+
+def _demo_markdown(checkpoint: Checkpoint) -> str:
     card, recipe = checkpoint.card, checkpoint.card["recipe"]
     data = card["data"]
     stages = [
@@ -86,7 +153,7 @@ reports have a network that really separates something. They must not be used to
   {data["test_seeds"][1]} held out for the areas below (from {data["test_seeds"][0]})
 - recipe: Adam, weight decay {recipe["weight_decay"]:g}; learning rate {recipe["learning_rate"]:g} at its peak, after
   {recipe["warm_up_steps"]} steps of warm-up, then a cosine over the pixels processed; binary cross-entropy; random
-  mirroring; bfloat16 autocast. `mdconv/train.py` says where it departs from the paper and why
+  mirroring; bfloat16 autocast. `mdconv/demo_recipe.py` says where it departs from the paper and why
 - time: {card["seconds"] / 60:.0f} minutes on {card["machine"]}, rendering included
 
 | pixels | phantoms | epochs | batch |
@@ -103,6 +170,12 @@ Area under the ROC curve on the held-out phantoms (float32), and the probability
 
 To measure this again: `python -m mdconv.evaluate --phantoms {data["test_seeds"][1]}`.
 """
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
 def _processor() -> str:

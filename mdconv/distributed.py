@@ -8,15 +8,22 @@ compute what one would with the whole batch, up to rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from edge.errors import MachineError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""For one process that waits for another, which may be rendering phantoms."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,15 @@ class World:
             dist.broadcast(content, src=0)
         return content.cpu().numpy().tobytes() if int(count) else b""
 
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """`work`'s result, done by the leading process first: so it can leave files that the others find."""
+        if self.size > 1 and not self.leads:
+            dist.barrier()
+        done = work()
+        if self.size > 1 and self.leads:
+            dist.barrier()
+        return done
+
     def gather(self, rows: Tensor, count: int) -> Tensor:
         """All `count` rows (count, L) in order, from each process's (n, L): process r holds r, r + size, ..."""
         if self.size == 1:
@@ -94,7 +110,7 @@ def join_world() -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise MachineError(f"the processes of torchrun do not find each other: {error}") from error
     try:
@@ -108,7 +124,7 @@ def spread_out(network: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return network
     if world.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     for name, child in list(network.named_children()):
         if isinstance(child, nn.BatchNorm2d):  # on a GPU there is none left
             setattr(network, name, _synchronised(child))

@@ -1,222 +1,232 @@
-"""Train the demo network on phantoms: `python -m mdconv.train`.
+"""Train a network: `python -m mdconv.train`.
 
-The recipe is the paper's (Hu et al., IEEE Access 2020, section IV-B: Adam, weight decay 1e-4, learning rate falling
-along a cosine, binary cross-entropy over 14 labels, random horizontal flips, batch 64, 100 epochs), scaled down to less
-than an hour on two cores. It departs from the paper in:
+    python -m mdconv.train --output F.safetensors              the demo network, by the demo's recipe, on phantoms
+    python -m mdconv.train --chestxray14 DIR --output DIR      ChestX-ray14, by the paper's recipe
+    python -m mdconv.train --chestxray2017 DIR --task kind --output DIR
+    python -m mdconv.train --phantoms 2000 --output DIR
+    torchrun --nproc-per-node 4 -m mdconv.train ...            one process a GPU
 
-- learning rate: 1.5e-3 at its peak after a warm-up, not 1e-4 ("10e-5"): these weights start at random, with few images;
-- batch 32 (16 at 448 pixels), not 64: twice the steps from the same images;
-- size: most steps at 128 and 224 pixels, the last at 448, the deployed size, instead of 448 throughout;
-- a few epochs instead of 100, on phantoms instead of patients;
-- bfloat16 activations (autocast), because that is what these cores are fast in; weights and batch norm stay float32.
+The same command goes on where it was interrupted. docs/train.md says more.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import inspect
+import shlex
+import signal
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import cv2
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from typing import Any, Literal
 
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
-from edge.labels import CHESTXRAY14
-from mdconv.card import as_markdown, make_card
-from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mdconv.data.phantom import NOTICE, TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS
-from mdconv.data.phantom.sets import phantom_set
-from mdconv.evaluate import area_per_finding, predict, youden_thresholds
-from mdconv.networks import build, normalise
+from mdconv import demo_recipe
+from mdconv.card import as_markdown
+from mdconv.checkpoint import load_checkpoint
+from mdconv.data.augment import source_size
+from mdconv.data.cases import Cases
+from mdconv.data.phantom import TRAIN_SEEDS, VALIDATION_SEEDS
+from mdconv.data.phantom.sets import phantom_cases
+from mdconv.distributed import World, join_world
+from mdconv.networks import NETWORKS, resolve_stages, stages
+from mdconv.qat import read_scales
+from mdconv.recipe import PRECISIONS, Recipe
+from mdconv.training import Trained, fit
 
-NETWORK = "mobilenet_v2"
-CONFIG: dict[str, Any] = {"labels": len(CHESTXRAY14), "md_stages": ["layer5"], "kernel_sizes": [3, 5], "ratios": [1, 1]}
-INPUT_SIZE = 448
-VALIDATION_COUNT = 600
-TEST_COUNT = 1000
+VALIDATION_PHANTOMS = 600
+READERS = 4
+"""Processes that read images, where they are files."""
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training at one image size: `images` phantoms, seen `epochs` times in batches of `batch`."""
-
-    size: int
-    images: int
-    epochs: int
-    batch: int
-    render_size: int
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * (self.images // self.batch)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, apart from the phantoms themselves."""
-
-    stages: tuple[Stage, ...] = (
-        Stage(size=128, images=12_000, epochs=3, batch=32, render_size=224),
-        Stage(size=224, images=12_000, epochs=1, batch=32, render_size=224),
-        Stage(size=448, images=3_000, epochs=1, batch=16, render_size=448),
-    )
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 1e-4
-    warm_up_steps: int = 150
-    seed: int = 0
-
-
-def learning_rates(recipe: Recipe) -> list[float]:
-    """The learning rate of each step: a linear warm-up, and a cosine from the peak to zero.
-
-    The cosine runs over the pixels processed, not the steps: so it falls evenly with the time spent, and the last
-    stage, few steps on large images, still learns at a useful rate.
-    """
-    pixels = [stage.batch * stage.size**2 for stage in recipe.stages for _ in range(stage.steps)]
-    total, done, rates = sum(pixels), 0, []
-    for step, work in enumerate(pixels):
-        warm = min(1.0, (step + 1) / recipe.warm_up_steps)
-        rates.append(recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done / total)))
-        done += work
-    return rates
-
-
-def train(recipe: Recipe, cache: Path) -> nn.Module:
-    """Train from random weights; phantoms are kept in `cache`. Prints a line every hundred steps and every epoch."""
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    model = build(NETWORK, **CONFIG).train()
-    _lay_out(model, torch.channels_last)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.0, weight_decay=recipe.weight_decay)
-    loss_of = nn.BCEWithLogitsLoss()
-    rates = learning_rates(recipe)
-    started, step, running = time.monotonic(), 0, 0.0
-    for stage in recipe.stages:
-        images, labels = _stage_set(stage, cache)
-        _say(f"stage {stage.size} px: {stage.images} phantoms, {stage.epochs} epochs", started)
-        for epoch in range(stage.epochs):
-            for pixels, truth in make_batches(images, labels, stage.batch, rng):
-                for group in optimiser.param_groups:
-                    group["lr"] = rates[step]
-                with torch.autocast("cpu", torch.bfloat16):
-                    logits = model(normalise(pixels).contiguous(memory_format=torch.channels_last))
-                loss = loss_of(logits.float(), truth)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                step += 1
-                running += (loss.item() - running) * max(0.02, 1 / step)
-                if step % 100 == 0:
-                    _say(f"step {step}/{len(rates)}  loss {running:.4f}", started)
-            areas = _validate(model, stage.size, cache)
-            mean = float(np.mean(list(areas.values())))
-            _say(f"stage {stage.size} px, epoch {epoch + 1}: validation mean AUC {mean:.4f}", started)
-    _lay_out(model, torch.contiguous_format)
-    model.eval()
-    return model
-
-
-def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Convolution weights in a memory format; channels last trains twice as fast on a CPU."""
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
-
-
-def _say(text: str, started: float) -> None:
-    print(f"[{time.monotonic() - started:6.0f} s] {text}", flush=True)
-
-
-def _stage_set(stage: Stage, cache: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    seeds = TRAIN_SEEDS[: stage.images]
-    images, labels = phantom_set(seeds, stage.render_size, cache)
-    return resized(images, stage.size), labels
-
-
-def resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(N, 1, S, S) to (N, 1, size, size), by area."""
-    if images.shape[-1] == size:
-        return images
-    small = np.empty((len(images), 1, size, size), np.uint8)
-    for index, image in enumerate(images):
-        small[index, 0] = cv2.resize(image[0], (size, size), interpolation=cv2.INTER_AREA)
-    return small
-
-
-def make_batches(
-    images: NDArray[np.uint8], labels: NDArray[np.bool_], batch: int, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of shuffled batches, each image mirrored with probability 1/2; an incomplete last batch is left out."""
-    order = rng.permutation(len(images))
-    for start in range(0, len(images) - batch + 1, batch):
-        chosen = np.sort(order[start : start + batch])
-        pixels = np.array(images[chosen])
-        mirrored = rng.random(batch) < 0.5
-        pixels[mirrored] = pixels[mirrored][..., ::-1]
-        yield torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.float32))
-
-
-def _validate(model: nn.Module, size: int, cache: Path) -> dict[str, float]:
-    images, labels = phantom_set(VALIDATION_SEEDS[:VALIDATION_COUNT], INPUT_SIZE, cache)
-    areas = area_per_finding(labels, predict(model, resized(images, size)))
-    model.train()
-    return areas
+_LAYERS = ("md_stages", "kernel_sizes", "ratios")
+_RECIPE = ("size", "epochs", "batch", "learning_rate", "weight_decay", "patience", "precision")
+_FINE_TUNING = {"epochs": 10, "learning_rate": 1e-5}
+"""In place of the paper's, for `--qat`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mdconv.train", description="Train the demo network on phantoms.")
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    parser.add_argument("--cache", type=Path, help="folder to keep rendered phantoms in (default: a temporary one)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    parser = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(words)
+    command = f"python -m mdconv.train {shlex.join(words)}"
     try:
-        if not options.output.parent.is_dir():
-            raise UsageError(f"no folder {options.output.parent} for --output: make it first")
-        with TemporaryDirectory() as scratch:
-            run(Recipe(seed=options.seed), options.output, options.cache or Path(scratch))
+        if options.chestxray14 or options.chestxray2017 or options.phantoms is not None:
+            with join_world() as world:
+                _train(options, command, world)
+        else:
+            _train_demo(options)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        return 130
     return 0
 
 
-def run(recipe: Recipe, output: Path, cache: Path) -> None:
-    """Train, choose thresholds on validation phantoms, measure on test phantoms; write checkpoint and CARD.md."""
-    started = time.monotonic()
-    model = train(recipe, cache)
-    seconds = time.monotonic() - started
-    images, labels = phantom_set(VALIDATION_SEEDS[:VALIDATION_COUNT], INPUT_SIZE, cache)
-    thresholds = youden_thresholds(labels, predict(model, images))
-    images, labels = phantom_set(TEST_SEEDS[:TEST_COUNT], INPUT_SIZE, cache)
-    areas = area_per_finding(labels, predict(model, images))
-    card = make_card(
-        command=f"python -m mdconv.train --output {output.name} --seed {recipe.seed}",
-        train=(TRAIN_SEEDS.start, max(stage.images for stage in recipe.stages)),
-        validation=(VALIDATION_SEEDS.start, VALIDATION_COUNT),
-        test=(TEST_SEEDS.start, TEST_COUNT),
-        recipe=asdict(recipe),
-        seconds=seconds,
-        areas=areas,
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mdconv.train",
+        description="Train a network on a data set by the paper's recipe or, without a data set, the demo network.",
     )
-    checkpoint = Checkpoint(model, NETWORK, CONFIG, CHESTXRAY14, INPUT_SIZE, thresholds, NOTICE, card)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; for the demo a .safetensors file")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    data = parser.add_argument_group("data")
+    source = data.add_mutually_exclusive_group()
+    source.add_argument("--chestxray14", type=Path, metavar="DIR", help="ChestX-ray14: 14 findings")
+    source.add_argument("--chestxray2017", type=Path, metavar="DIR", help="ChestX-ray2017: one of two labels")
+    source.add_argument("--phantoms", type=int, metavar="N", help="so many synthetic phantoms: 14 findings")
+    data.add_argument("--task", choices=("pneumonia", "kind"), help="of ChestX-ray2017 (default: pneumonia)")
+    data.add_argument("--cache", type=Path, metavar="DIR", help="folder to keep rendered phantoms in")
+    data.add_argument("--workers", type=int, help=f"processes that read images (default: {READERS}; phantoms: 0)")
+    network = parser.add_argument_group("network")
+    network.add_argument("--network", choices=tuple(NETWORKS), help="default: mobilenet_v2")
+    network.add_argument("--md-stages", metavar="S", help='stages with MD-Conv: "all", "none" or "layer3,layer5"')
+    network.add_argument("--kernel-sizes", type=_numbers, metavar="K,K", help="of MD-Conv (default: 3,5)")
+    network.add_argument("--ratios", type=_numbers, metavar="R,R", help="of its channels (default: 1,1)")
+    network.add_argument("--initial", type=Path, metavar="F", help="checkpoint to start from, which says the network")
+    network.add_argument("--qat", type=Path, metavar="BUNDLE", help="fine-tune --initial for this int8 bundle of it")
+    recipe, paper = parser.add_argument_group("recipe (defaults: the paper's)"), Recipe()
+    recipe.add_argument("--size", type=int, help=f"pixels (default: {paper.size}, or that of --initial)")
+    recipe.add_argument("--epochs", type=int, help=f"default: {paper.epochs}; {_FINE_TUNING['epochs']} with --qat")
+    recipe.add_argument("--batch", type=int, help=f"images a step, over all processes (default: {paper.batch})")
+    recipe.add_argument(
+        "--learning-rate",
+        type=float,
+        help=f"at its peak (default: {paper.learning_rate:g}; {_FINE_TUNING['learning_rate']:g} with --qat)",
+    )
+    recipe.add_argument("--weight-decay", type=float, help=f"default: {paper.weight_decay:g}")
+    recipe.add_argument(
+        "--patience", type=int, help=f"epochs without a better mean AUC, 0: no limit (default: {paper.patience})"
+    )
+    recipe.add_argument("--precision", choices=PRECISIONS, help="of activations (default: what the machine is fast in)")
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _train_demo(options: argparse.Namespace) -> None:
+    others = ("task", "workers", "network", *_LAYERS, "initial", "qat", *_RECIPE)
+    if given := [name for name in others if getattr(options, name) is not None]:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} needs a data set (--chestxray14, --chestxray2017 or --phantoms): the demo "
+            "network's recipe is fixed"
+        )
+    if not options.output.parent.is_dir():
+        raise UsageError(f"no folder {options.output.parent} for --output: make it first")
+    with TemporaryDirectory() as scratch:
+        demo_recipe.run(demo_recipe.Recipe(seed=options.seed), options.output, options.cache or Path(scratch))
+
+
+def _train(options: argparse.Namespace, command: str, world: World) -> None:
+    """Train on a data set; write a card beside the checkpoint, and say how it went."""
+    if options.qat and not options.initial:
+        raise UsageError("--qat fine-tunes a checkpoint: name it with --initial")
+    if options.task and not options.chestxray2017:
+        raise UsageError("--task is ChestX-ray2017's: give --chestxray2017 DIR")
+    network, config, size = _network(options)
+    chosen = {name: getattr(options, name) for name in _RECIPE if getattr(options, name) is not None}
+    recipe = Recipe(**{"size": size, "seed": options.seed, **(_FINE_TUNING if options.qat else {}), **chosen})
+    train, validation = world.in_turn(lambda: _sets(options, recipe.size))
+    workers = options.workers if options.workers is not None else 0 if options.phantoms else READERS
+    scales = read_scales(options.qat, options.initial) if options.qat else None
+    with _asked_to_stop() as stop:
+        trained = fit(
+            network,
+            {"labels": len(train.labels), **config},
+            train,
+            validation,
+            recipe,
+            options.output,
+            initial=options.initial,
+            scales=scales,
+            workers=workers,
+            world=world,
+            command=command,
+            stop=stop,
+        )
+    if world.leads:
+        _report(trained, train)
+
+
+def _network(options: argparse.Namespace) -> tuple[str, dict[str, Any], int]:
+    """Name and options of the network, and the size of its input."""
+    given = [name for name in ("network", *_LAYERS) if getattr(options, name) is not None]
+    if options.initial:
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')}: with --initial the checkpoint says what the network is")
+        checkpoint = load_checkpoint(options.initial)
+        return checkpoint.network, checkpoint.config, checkpoint.input_size
+    name = options.network or "mobilenet_v2"
+    if not stages(name):
+        if given != ["network"]:
+            raise UsageError(f"{name} has no depthwise layers: leave out --md-stages, --kernel-sizes and --ratios")
+        return name, {}, Recipe().size
     try:
-        save_checkpoint(checkpoint, output)
-        text = as_markdown(load_checkpoint(output))
-        output.with_name("CARD.md").write_text(text, "utf-8")
+        default = inspect.signature(NETWORKS[name]).parameters["md_stages"].default
+        md_stages = resolve_stages(name, options.md_stages) if options.md_stages else default
+    except ValueError as error:
+        raise UsageError(f"--md-stages: {error}") from None
+    layers = {"kernel_sizes": options.kernel_sizes or (3, 5), "ratios": options.ratios or (1, 1)}
+    return name, {"md_stages": tuple(md_stages), **layers}, Recipe().size
+
+
+def _sets(options: argparse.Namespace, size: int) -> tuple[Cases, Cases]:
+    """The images to train on and those to validate on."""
+    if options.chestxray14:
+        from mdconv.data import chestxray14
+
+        return chestxray14.load(options.chestxray14, "train"), chestxray14.load(options.chestxray14, "validation")
+    if options.chestxray2017:
+        from mdconv.data import chestxray2017
+
+        folder: Path = options.chestxray2017
+        task: Literal["pneumonia", "kind"] = options.task or "pneumonia"
+        return chestxray2017.load(folder, "train", task), chestxray2017.load(folder, "validation", task)
+    if not 1 <= options.phantoms <= len(TRAIN_SEEDS):
+        raise UsageError(f"--phantoms {options.phantoms}: expected 1 to {len(TRAIN_SEEDS)}")
+    seeds = (TRAIN_SEEDS[: options.phantoms], VALIDATION_SEEDS[:VALIDATION_PHANTOMS])
+    train, validation = (phantom_cases(some, source_size(size), options.cache) for some in seeds)
+    return train, validation
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT (Ctrl-C) or SIGTERM came. The first is only noted, a second one does what it always does."""
+    asked = threading.Event()
+
+    def note(number: int, _: object) -> None:
+        asked.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(trained: Trained, train: Cases) -> None:
+    best = trained.history[trained.best_epoch - 1]
+    try:
+        text = as_markdown(load_checkpoint(trained.checkpoint))
+        trained.checkpoint.with_name("CARD.md").write_text(text, "utf-8")
     except OSError as error:
-        raise MachineError(f"cannot write the checkpoint: {describe_os_error(error)}") from error
-    print(text)
-    print(f"{output}: {NOTICE}")
+        raise MachineError(f"cannot write the card: {describe_os_error(error)}") from error
+    print(
+        f"epoch {trained.best_epoch} of {len(trained.history)} was best: validation mean AUC {best['mean_auc']:.4f}; "
+        f"{trained.seconds / 60:.0f} minutes"
+    )
+    print(f"{trained.checkpoint}: {train.notice}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from edge.errors import EdgeError, MachineError
+from edge.errors import EdgeError
 from mdconv.data.augment import augment, source_size
 from mdconv.data.cases import Cases
 from mdconv.distributed import World
@@ -47,7 +47,7 @@ def training_batches(
 
     Raises:
         InputRefusedError: an image cannot be read; it is named.
-        MachineError: a worker died.
+        RuntimeError: a worker died.
     """
     order = np.random.default_rng((seed, _ORDER, epoch)).permutation(len(cases))
     part = world.share(batch)
@@ -92,25 +92,17 @@ def _read(dataset: _Batches, chosen: Sequence[NDArray[np.int64]], world: World, 
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,  # an item is a batch already
-        sampler=chosen,  # type: ignore[arg-type]  # any iterable of what the data set is indexed by
+        sampler=chosen,
         collate_fn=_as_it_is,
         num_workers=min(workers, len(chosen)),
         pin_memory=world.device.type == "cuda",
         worker_init_fn=_start_worker,
     )
-    try:
-        for item in loader:
-            if isinstance(item, EdgeError):
-                raise item
-            images, truth = item
-            yield images.to(world.device, non_blocking=True), truth.to(world.device, non_blocking=True)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise MachineError(
-            f"a process that reads images died ({str(error).splitlines()[0]}): take fewer --workers, or give them more "
-            "memory (/dev/shm; in a container --shm-size)"
-        ) from error
+    for item in loader:
+        if isinstance(item, EdgeError):
+            raise item
+        images, truth = item
+        yield images.to(world.device, non_blocking=True), truth.to(world.device, non_blocking=True)
 
 
 def _as_it_is(item: Any) -> Any:

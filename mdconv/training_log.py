@@ -24,10 +24,11 @@ class TrainingLog:
             self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
             self._line = ProgressLine("training")
 
-    def step(self, epoch: int, done: int, steps: int, number: int, loss: float, rate: float) -> None:
-        """After a step: `done` of `steps` of the epoch, `number` in all."""
+    def step(self, epoch: int, done: int, steps: int, loss: float, rate: float) -> None:
+        """After a step, `done` of `steps` of the epoch: the mean loss since the last call, the learning rate."""
         if self._enabled:
-            self._line(f"epoch {epoch + 1}/{self._epochs}, loss {loss:.4f}", epoch * steps + done, self._epochs * steps)
+            number = epoch * steps + done
+            self._line(f"epoch {epoch + 1}/{self._epochs}, loss {loss:.4f}", number, self._epochs * steps)
             self._events.add_scalar("train/loss", loss, number)
             self._events.add_scalar("train/learning_rate", rate, number)
 

@@ -69,7 +69,7 @@ def load_state(directory: Path, key: str, parts: Mapping[str, Any], world: World
     Raises `UsageError` if it is the state of another training (`key` differs), or is damaged.
     """
     path = directory / STATE
-    data = world.from_leader(path.read_bytes() if world.leads and path.exists() else b"")
+    data = world.from_leader((path.read_bytes() or b"nothing") if world.leads and path.exists() else b"")
     if not data:
         return Progress()
     try:

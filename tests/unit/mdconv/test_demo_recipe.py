@@ -1,11 +1,9 @@
-"""Training: the schedule, the batches, and a whole run in small that learns."""
+"""The demo recipe: the schedule, the batches, and a whole run in small that learns."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,9 @@ import pytest
 import torch
 
 from edge.labels import CHESTXRAY14
-from mdconv import train as training
+from mdconv import demo_recipe as training
 from mdconv.checkpoint import load_checkpoint
-from mdconv.train import Recipe, Stage, learning_rates, main, make_batches, resized, run
+from mdconv.demo_recipe import Recipe, Stage, learning_rates, make_batches, resized, run
 
 TINY = Recipe(stages=(Stage(size=48, images=64, epochs=2, batch=16, render_size=96),), warm_up_steps=2)
 
@@ -111,14 +109,3 @@ def test_the_same_seed_trains_the_same_weights(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(training, "INPUT_SIZE", 48)
     first, second = (training.train(TINY, tmp_path).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--output", str(tmp_path / "nowhere" / "x.safetensors")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-
-
-def test_the_command_has_help() -> None:
-    done = subprocess.run([sys.executable, "-m", "mdconv.train", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "--output" in done.stdout
