@@ -1,9 +1,11 @@
-"""How well a checkpoint separates each finding: `python -m mdconv.evaluate`.
+"""How well networks separate each finding: `python -m mdconv.evaluate`.
 
-    python -m mdconv.evaluate --phantoms 1000                      held-out phantoms
-    python -m mdconv.evaluate --images DIR [--labels FILE]         a folder in the layout of ChestX-ray14
+    python -m mdconv.evaluate --phantoms 1000                      the demo checkpoint on held-out phantoms
+    python -m mdconv.evaluate --model A --model B --chestxray14 DIR         two networks on the same images
+    python -m mdconv.evaluate --model BUNDLE --images DIR [--labels FILE]   a folder in the layout of ChestX-ray14
 
-Prints the area under the ROC curve of each finding and their mean, in float32; `--json` prints one JSON object instead.
+A model is a checkpoint, an ONNX file or a bundle; the same code measures each. Areas under the ROC curve have 95 %
+intervals from a bootstrap over patients; with several models the first is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,13 @@ from torch import nn
 
 from edge.errors import EdgeError, UsageError, describe_os_error
 from edge.labels import CHESTXRAY14
-from edge.preprocess import Preprocess, load_image
+from edge.progress import ProgressLine
 from edge.statistics import roc_auc
-from mdconv.checkpoint import Checkpoint, load_checkpoint
+from mdconv.data.cases import Cases
 from mdconv.data.phantom import TEST_SEEDS
-from mdconv.data.phantom.sets import phantom_set
+from mdconv.evaluation import Judged, describe, difference, judge
 from mdconv.networks import normalise
+from mdconv.predictors import open_predictor
 from mdconv.weights import DEMO_CHECKPOINT
 
 BATCH = 16
@@ -86,91 +90,152 @@ def youden_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floatin
     return float((below + cuts[best]) / 2)  # half way to the next score: neither case decides it alone
 
 
-def folder_set(folder: Path, table: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Images (N, 1, size, size) and labels (N, 14) of a folder and its table in the layout of ChestX-ray14.
+def open_cases(options: argparse.Namespace) -> Cases:
+    """The images that the options name. Raises `UsageError` as the data sets do."""
+    if options.phantoms is not None:
+        from mdconv.data.phantom.sets import phantom_cases
 
-    Rows whose image is not in the folder are left out: the table usually covers more than one folder. Raises
-    `UsageError` for an unreadable table, an unknown finding or no image at all, `InputRefusedError` for an image that
-    cannot be read.
-    """
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [(row["Image Index"], row["Finding Labels"]) for row in csv.DictReader(file)]
-    except OSError as error:
-        raise UsageError(f"cannot read the labels: {describe_os_error(error)}") from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"{table} is not in ChestX-ray14's layout ({error!r}): expected columns 'Image Index' and 'Finding Labels'"
-        ) from error
-    rows = [(name, text) for name, text in rows if (folder / name).is_file()]
-    if not rows:
-        raise UsageError(f"none of the images that {table} lists is in {folder}: check both paths")
-    images = np.empty((len(rows), 1, size, size), np.uint8)
-    labels = np.zeros((len(rows), len(CHESTXRAY14)), bool)
-    for index, (name, text) in enumerate(rows):
-        images[index, 0] = load_image(folder / name, Preprocess(input_size=size))
-        for finding in text.split("|"):
-            if finding == "No Finding":
-                continue
-            if finding not in CHESTXRAY14:
-                raise UsageError(f"{table}: {name} has {finding!r}, expected findings of ChestX-ray14")
-            labels[index, CHESTXRAY14.index(finding)] = True
-    return images, labels
+        if not 1 <= options.phantoms <= len(TEST_SEEDS):
+            raise UsageError(f"--phantoms {options.phantoms}: expected 1 to {len(TEST_SEEDS)}")
+        with open_predictor(options.model[0]) as predictor:
+            size = predictor.input_size
+        return phantom_cases(TEST_SEEDS[: options.phantoms], size)
+    if options.images is not None:
+        from mdconv.data.labelled_folder import labelled_folder
+
+        return labelled_folder(options.images, options.labels or options.images / "labels.csv")
+    if options.chestxray14 is not None:
+        from mdconv.data import chestxray14
+
+        return chestxray14.load(options.chestxray14, options.split)
+    from mdconv.data import chestxray2017
+
+    return chestxray2017.load(options.chestxray2017, options.split, options.task)
 
 
-def report(checkpoint: Checkpoint, images: NDArray[np.uint8], labels: NDArray[np.bool_]) -> dict[str, object]:
-    """AUC per finding, their mean, the number of images. Raises `UsageError` if no finding has both kinds of case."""
-    areas = area_per_finding(labels, predict(checkpoint.model, images))
-    if not areas:
-        raise UsageError(f"no finding is present in some and absent in others of {len(labels)} images: use more images")
+def as_json(models: Sequence[Judged], cases: Cases) -> dict[str, Any]:
+    """All figures of all models, and the differences to the first."""
+    notices = dict.fromkeys(notice for notice in (cases.notice, *(model.notice for model in models)) if notice)
     return {
-        "images": len(images),
-        "input_size": images.shape[-1],
-        "auc": areas,
-        "mean_auc": float(np.mean(list(areas.values()))),
-        "weights": checkpoint.sha256,
-        "notice": checkpoint.notice,
+        "data": cases.name,
+        "images": len(cases),
+        "patients": len(set(cases.patients)),
+        "positive": {label: int(cases.truth[:, i].sum()) for i, label in enumerate(cases.labels)},
+        "notice": "; ".join(notices),
+        "models": [describe(model, cases) for model in models],
+        "differences": [difference(model, models[0]) for model in models[1:]],
     }
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The figures as a table: one row a finding, one column a model."""
+    models = result["models"]
+    lines = [f"{result['images']} images of {result['patients']} patients, {result['data']} ({result['notice']})"]
+    for number, model in enumerate(models, 1):
+        lines.append(
+            f"model {number}: {model['file']} ({model['kind']}, {model['precision']}, {model['input_size']} px)"
+        )
+    lines.append(
+        f"{'AUC (95 % interval)':20} {'positive':>8}" + "".join(f"  {f'model {n + 1}':24}" for n in range(len(models)))
+    )
+    for label in models[0]["auc"]:
+        cells = [_with_interval(model["auc"][label], model["auc_interval"][label]) for model in models]
+        lines.append(f"{label:20} {result['positive'][label]:8d}" + "".join(f"  {cell:24}" for cell in cells))
+    cells = [_with_interval(model["mean_auc"], model["mean_auc_interval"]) for model in models]
+    lines.append(f"{'mean':29}" + "".join(f"  {cell:24}" for cell in cells))
+    for number, found in enumerate(result["differences"], 2):
+        low, high = found["interval"]
+        value = found["mean_auc_difference"]
+        lines.append(f"mean AUC of model {number} less that of model 1: {value:+.4f} ({low:+.4f} to {high:+.4f})")
+    for number, model in enumerate(models, 1):
+        lines += _operating_lines(number, model)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _operating_lines(number: int, model: dict[str, Any]) -> list[str]:
+    lines = [f"model {number} at its thresholds: sensitivity, specificity, accuracy"]
+    for label, point in model["operating_points"].items():
+        shares = [
+            "-" if point[key] is None else f"{point[key]:.3f}" for key in ("sensitivity", "specificity", "accuracy")
+        ]
+        lines.append(f"{label:20} {point['threshold']:8.3f}  {'  '.join(shares)}")
+    if "accuracy" in model:
+        lines.append(f"likeliest label right: {model['accuracy']:.3f}")
+    return lines
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+
+
+def write_output(directory: Path, models: Sequence[Judged], cases: Cases, result: dict[str, Any]) -> None:
+    """``evaluation.json`` and, for each model, its probabilities by image (CSV) and ROC curves (PNG, SVG)."""
+    from mdconv.roc_plot import write_roc_plot
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    for number, model in enumerate(models, 1):
+        stem = f"model-{number}" if len(models) > 1 else "model"
+        with (directory / f"{stem}-predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["image", *(f"true {label}" for label in cases.labels), *cases.labels])
+            for name, truth, row in zip(cases.ids, cases.truth.astype(int), model.probabilities):
+                table.writerow([name, *truth, *(f"{value:.6f}" for value in row)])
+        title = f"{model.identity['file']} on {cases.name}"
+        write_roc_plot(
+            directory / f"{stem}-roc", cases.labels, cases.truth, model.probabilities, title, result["notice"]
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mdconv.evaluate", description="Per-finding AUC of a checkpoint.")
-    parser.add_argument("--checkpoint", type=Path, default=DEMO_CHECKPOINT, help="default: the demo checkpoint")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--phantoms", type=int, metavar="N", help="judge on the first N held-out phantoms")
-    source.add_argument("--images", type=Path, metavar="DIR", help="judge on a folder of images")
-    parser.add_argument("--labels", type=Path, help="CSV of --images (default: labels.csv in it)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    options.model = options.model or [DEMO_CHECKPOINT]
     try:
-        checkpoint = load_checkpoint(options.checkpoint)
-        if checkpoint.labels != CHESTXRAY14:
-            raise UsageError(
-                f"{options.checkpoint} reports other findings than ChestX-ray14's 14: use its own data set"
-            )
-        if options.images is not None:
-            table = options.labels or options.images / "labels.csv"
-            images, labels = folder_set(options.images, table, checkpoint.input_size)
-        elif 1 <= options.phantoms <= len(TEST_SEEDS):
-            images, labels = phantom_set(TEST_SEEDS[: options.phantoms], checkpoint.input_size)
-        else:
-            raise UsageError(f"--phantoms {options.phantoms}: expected 1 to {len(TEST_SEEDS)}")
-        result = report(checkpoint, images, labels)
+        cases = open_cases(options)
+        models = []
+        for path in options.model:
+            with open_predictor(path) as predictor, ProgressLine(f"evaluating {path.name}") as progress:
+                models.append(judge(predictor, cases, progress))
+        result = as_json(models, cases)
+        if options.output is not None:
+            write_output(options.output, models, cases, result)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    print(json.dumps(result) if options.json else as_text(result, labels))
+    except OSError as error:
+        print(f"error: cannot write the results: {describe_os_error(error)}", file=sys.stderr)
+        return 3
+    print(json.dumps(result) if options.json else as_text(result))
     return 0
 
 
-def as_text(result: dict[str, object], labels: NDArray[np.bool_]) -> str:
-    """The result as a table: finding, AUC, number of positive cases."""
-    areas = result["auc"]
-    assert isinstance(areas, dict)
-    lines = [f"{result['images']} images at {result['input_size']} px ({result['notice']})"]
-    lines += [f"{name:20} {areas[name]:.4f}  {labels[:, CHESTXRAY14.index(name)].sum():5d} positive" for name in areas]
-    return "\n".join([*lines, f"{'mean':20} {result['mean_auc']:.4f}"])
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mdconv.evaluate",
+        description="Areas under the ROC curve, with intervals, of one model or several.",
+    )
+    parser.add_argument(
+        "--model",
+        "--checkpoint",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="checkpoint, ONNX file or bundle; several are compared with the first (default: the demo checkpoint)",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--phantoms", type=int, metavar="N", help="judge on the first N held-out phantoms")
+    source.add_argument("--images", type=Path, metavar="DIR", help="judge on a folder of images")
+    source.add_argument("--chestxray14", type=Path, metavar="DIR", help="judge on ChestX-ray14")
+    source.add_argument("--chestxray2017", type=Path, metavar="DIR", help="judge on ChestX-ray2017 (Kermany et al.)")
+    parser.add_argument("--labels", type=Path, help="CSV of --images (default: labels.csv in it)")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(default: test)")
+    parser.add_argument(
+        "--task", choices=("pneumonia", "kind"), default="pneumonia", help="of --chestxray2017 (default: pneumonia)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write figures, probabilities and ROC plots there")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
 
 
 if __name__ == "__main__":

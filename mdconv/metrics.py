@@ -76,3 +76,29 @@ def weighted_auc(
     with np.errstate(invalid="ignore"):
         area: NDArray[np.float64] = (positives * below).sum(axis=1) / pairs
     return area
+
+
+def roc_points(
+    truth: NDArray[np.bool_], scores: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ROC curve of (N,) truth and scores: 1 - specificity and sensitivity at each cut, from (0, 0) to (1, 1)."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])  # equal scores are cut together
+    right, wrong = np.cumsum(truth[order])[last], np.cumsum(~truth[order])[last]
+    return np.r_[0, wrong] / wrong[-1], np.r_[0, right] / right[-1]
+
+
+def operating_point(
+    truth: NDArray[np.bool_], probabilities: NDArray[np.floating], threshold: float
+) -> dict[str, float | None]:
+    """Threshold, sensitivity, specificity and accuracy of calling (N,) probabilities from `threshold` on positive.
+
+    Sensitivity is None without a positive case, specificity without a negative one.
+    """
+    called = probabilities >= threshold
+    return {
+        "threshold": threshold,
+        "sensitivity": float(called[truth].mean()) if truth.any() else None,
+        "specificity": float(1 - called[~truth].mean()) if not truth.all() else None,
+        "accuracy": float((called == truth).mean()),
+    }

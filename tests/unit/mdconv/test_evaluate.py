@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from build_engine.export import export_onnx
 from edge.errors import UsageError
 from edge.labels import CHESTXRAY14
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mdconv.data.labelled_folder import labelled_folder
 from mdconv.data.phantom import TEST_SEEDS, render
 from mdconv.data.phantom.folder import write_folder
-from mdconv.data.phantom.sets import phantom_set
-from mdconv.evaluate import area_per_finding, folder_set, main, predict, youden_thresholds
+from mdconv.data.phantom.sets import phantom_cases, phantom_set
+from mdconv.evaluate import area_per_finding, main, predict, youden_thresholds
+from mdconv.evaluation import Judged, describe
+from mdconv.metrics import resampled_areas
 from mdconv.networks import build
 from mdconv.weights import DEMO_CHECKPOINT
+from tests.unit.build_engine.random_networks import randomise
 
 
 @pytest.fixture
@@ -27,9 +34,9 @@ def small_checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "small.safetensors"
     thresholds = dict.fromkeys(CHESTXRAY14, 0.5)
-    save_checkpoint(
-        Checkpoint(build("mobilenet_v2"), "mobilenet_v2", {}, CHESTXRAY14, 64, thresholds, "for a test"), path
-    )
+    network = build("mobilenet_v2")
+    randomise(network)
+    save_checkpoint(Checkpoint(network, "mobilenet_v2", {}, CHESTXRAY14, 64, thresholds, "for a test"), path)
     return path
 
 
@@ -76,17 +83,17 @@ def test_predictions_do_not_depend_on_the_batch(small_checkpoint: Path) -> None:
 
 def test_a_folder_is_read_like_its_phantoms(tmp_path: Path) -> None:
     write_folder(tmp_path, 6, 500, 64)
-    images, labels = folder_set(tmp_path, tmp_path / "labels.csv", 64)
+    cases = labelled_folder(tmp_path, tmp_path / "labels.csv")
     for index in range(6):
         phantom = render(500 + index, 64)
-        assert np.array_equal(images[index, 0], phantom.image) and tuple(labels[index]) == phantom.labels
+        assert np.array_equal(cases.read(index, 64), phantom.image) and tuple(cases.truth[index]) == phantom.labels
+    assert cases.patients == tuple(f"phantom-{seed:07d}" for seed in range(500, 506))
 
 
 def test_rows_without_their_image_are_left_out(tmp_path: Path) -> None:
     write_folder(tmp_path, 3, 500, 64)
     (tmp_path / "phantom-0000501.png").unlink()
-    images, _ = folder_set(tmp_path, tmp_path / "labels.csv", 64)
-    assert len(images) == 2
+    assert len(labelled_folder(tmp_path, tmp_path / "labels.csv")) == 2
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_a_wrong_table_is_named(tmp_path: Path, table: str | None, reason: str) 
     if table is not None:
         (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(UsageError, match=reason):
-        folder_set(tmp_path, tmp_path / "labels.csv", 64)
+        labelled_folder(tmp_path, tmp_path / "labels.csv")
 
 
 def test_the_command_reports_a_folder_and_phantoms(
@@ -114,18 +121,91 @@ def test_the_command_reports_a_folder_and_phantoms(
     folder = json.loads(capsys.readouterr().out)
     assert main(["--checkpoint", str(small_checkpoint), "--phantoms", "24", "--json"]) == 0
     phantoms = json.loads(capsys.readouterr().out)
-    assert folder == phantoms
-    assert folder["images"] == 24 and folder["notice"] == "for a test"
-    assert folder["mean_auc"] == pytest.approx(np.mean(list(folder["auc"].values())))
+    assert folder["models"] == phantoms["models"] and folder["positive"] == phantoms["positive"]
+    assert folder["images"] == folder["patients"] == 24
+    assert phantoms["notice"] == "synthetic phantoms, research use only; for a test"
+    (model,) = folder["models"]
+    assert model["mean_auc"] == pytest.approx(np.mean(list(model["auc"].values())))
+    checkpoint = load_checkpoint(small_checkpoint)
+    images, labels = phantom_set(TEST_SEEDS[:24], 64)
+    assert model["auc"] == pytest.approx(area_per_finding(labels, predict(checkpoint.model, images)))
+    for label, area in model["auc"].items():
+        low, high = model["auc_interval"][label]
+        assert low <= area <= high
     assert main(["--checkpoint", str(small_checkpoint), "--phantoms", "24"]) == 0
     assert "for a test" in capsys.readouterr().out
+
+
+def test_two_models_side_by_side_and_what_is_written(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint and its own ONNX file: the same figures by the same code, and no difference between them."""
+    export_onnx(load_checkpoint(small_checkpoint), tmp_path / "model.onnx")
+    arguments = ["--model", str(small_checkpoint), "--model", str(tmp_path / "model.onnx"), "--phantoms", "30"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    checkpoint, exported = shown["models"]
+    assert (checkpoint["kind"], exported["kind"]) == ("checkpoint", "onnx")
+    assert exported["auc"] == pytest.approx(checkpoint["auc"], abs=0.02), "rounding may exchange two images"
+    (found,) = shown["differences"]
+    assert found["mean_auc_difference"] == pytest.approx(0, abs=0.01)
+    assert found["interval"] == pytest.approx([0, 0], abs=0.01)
+
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == shown
+    with (tmp_path / "out" / "model-2-predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [f"phantom-{seed:07d}" for seed in TEST_SEEDS[:30]]
+    truth = np.array([[row[f"true {label}"] == "1" for label in CHESTXRAY14] for row in rows])
+    scores = np.array([[float(row[label]) for label in CHESTXRAY14] for row in rows], np.float32)
+    assert area_per_finding(truth, scores) == pytest.approx(exported["auc"], abs=0.02), "six digits may tie"
+    drawn = (tmp_path / "out" / "model-1-roc.svg").read_text()
+    for text in ("synthetic phantoms, research use only", "Pneumothorax", "sensitivity", "small.safetensors"):
+        assert text in drawn
+    assert cv2.imread(str(tmp_path / "out" / "model-1-roc.png")).shape[0] > 500
+
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "mean AUC of model 2 less that of model 1: " in text
+
+
+def test_exclusive_labels_have_an_accuracy(tmp_path: Path) -> None:
+    """Normal or pneumonia: the figures of Table 8, from probabilities that are known."""
+    truth = np.eye(2, dtype=bool)[[0, 0, 0, 1, 1]]
+    chance = np.array([0.2, 0.4, 0.7, 0.6, 0.9])
+    cases = replace(
+        phantom_cases(range(5), 32),
+        labels=("Normal", "Pneumonia"),
+        exclusive=True,
+        truth=truth,
+        patients=tuple("aabcd"),
+    )
+    found = np.stack([1 - chance, chance], axis=1)
+    thresholds = dict.fromkeys(cases.labels, 0.5)
+    areas = resampled_areas(truth, found, cases.patients)
+    figures = describe(Judged({"file": "x"}, 32, thresholds, "", found, areas), cases)
+    assert figures["accuracy"] == pytest.approx(4 / 5)
+    point = figures["operating_points"]["Pneumonia"]
+    assert (point["sensitivity"], point["specificity"]) == pytest.approx((1, 2 / 3))
+    assert figures["auc"]["Pneumonia"] == figures["auc"]["Normal"] == pytest.approx(5 / 6)
+
+
+def test_a_model_of_other_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "two.safetensors"
+    labels = ("Normal", "Pneumonia")
+    network = build("mobilenet_v2", labels=2)
+    thresholds = dict.fromkeys(labels, 0.5)
+    save_checkpoint(
+        Checkpoint(network, "mobilenet_v2", {"labels": 2}, labels, 64, thresholds, "", exclusive=True), path
+    )
+    assert main(["--model", str(path), "--phantoms", "4"]) == 2
+    assert "two.safetensors reports Normal, Pneumonia" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--phantoms", "0"], ["--phantoms", "1"], ["--images", "nowhere"]])
 def test_wrong_use_is_one_line(wrong: list[str], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(small_checkpoint), *wrong]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and all(line.startswith("evaluating ") for line in progress)
 
 
 def test_the_card_says_what_the_weights_do() -> None:
