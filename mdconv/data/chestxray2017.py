@@ -75,7 +75,7 @@ def load(folder: Path, split: Split, task: Task) -> LabelledFiles:
     if task == "kind":
         images = [image for image in images if image.kind != "normal"]
     if not images:
-        raise UsageError(f"{root} has no image to use as {split} for {task}: unpack the whole release there")
+        raise UsageError(f"{root} has no image for {split} of {task}: unpack the whole release there")
     second = np.array([image.kind == "viral" if task == "kind" else image.kind != "normal" for image in images])
     return LabelledFiles(
         name=f"chestxray2017 {task} {split}",
