@@ -1,8 +1,8 @@
 """Quantization-aware training: a network that computes, in float32, what its INT8 bundle computes.
 
-The scales are the bundle's, as calibration chose them. What a bundle rounds is rounded here: the input of each weighted
-layer but the last, the input of a residual addition that does not come straight from a convolution, and the weights,
-per output channel, after batch norm was folded into them. Batch norm stays as it is: its statistics are frozen. The
+The scales are the bundle's, as calibration chose them. What a bundle rounds is rounded here: the inputs of convolutions
+and of residual additions that its ``calibration.json`` lists, and the weights of these convolutions, per output channel,
+after batch norm was folded into them. The classifier stays float32. Batch norm stays as it is: its statistics are frozen. The
 gradient passes a rounding unchanged where the value was within range, and not at all where it was clipped (Jacob et
 al., CVPR 2018, section 3).
 """
@@ -82,7 +82,7 @@ class FakeQuantized(nn.Module):
         unused = {*scales.weighted, *scales.skips}
         self.features = _quantized_features(network, scales, unused)
         self.dropout = network.get_submodule("dropout")
-        self.classifier = _quantized_classifier(network.get_submodule("classifier"), scales, unused)
+        self.classifier = network.get_submodule("classifier")
         if unused:
             raise UsageError(f"the network has no layer {min(unused, key=str)!r}: the bundle is of another network")
 
@@ -135,20 +135,6 @@ def _call(module: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
     node.target = name
 
 
-def _quantized_classifier(classifier: nn.Module, scales: Scales, unused: set[Any]) -> nn.Module:
-    """A row's layers are named by their number; a single linear layer is the network's last, which stays float32."""
-    if not isinstance(classifier, nn.Sequential):
-        return classifier
-    layers = []
-    for number, layer in enumerate(classifier):
-        name = f"classifier.{number}"
-        if isinstance(layer, nn.Linear) and name in scales.weighted:
-            unused.discard(name)
-            layer = QuantizedLinear(layer, scales.weighted[name])
-        layers.append(layer)
-    return nn.Sequential(*layers)
-
-
 class QuantizedConvolution(nn.Module):
     """Convolution or `MDConv`, with the batch norm behind it: (N, C, H, W) to (N, C', H', W').
 
@@ -173,17 +159,6 @@ class QuantizedConvolution(nn.Module):
         if self.first:
             x, weight = x[:, :1], weight.double().sum(dim=1, keepdim=True).float()
         return nn.functional.conv2d(self.rounded(x), fake_quantize_weight(weight), bias, *geometry)
-
-
-class QuantizedLinear(nn.Module):
-    """A linear layer of the classifier: (N, C) to (N, C')."""
-
-    def __init__(self, layer: nn.Linear, scale: float) -> None:
-        super().__init__()
-        self.layer, self.rounded = layer, FakeQuantize(scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(self.rounded(x), fake_quantize_weight(self.layer.weight), self.layer.bias)
 
 
 class FrozenNorm(nn.Module):
