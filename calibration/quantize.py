@@ -1,23 +1,12 @@
-"""Symmetric int8 by explicit QuantizeLinear/DequantizeLinear pairs, placed where TensorRT fuses them.
+"""Symmetric int8 by explicit QuantizeLinear/DequantizeLinear pairs, where `calibration.placement` puts them.
 
-- Each convolution and each `MDConv` reads X through a Q/DQ pair, per tensor, zero point 0, and W as an int8 constant
-  behind a DequantizeLinear, one scale an output channel. The bias stays float32.
-- Between a convolution and its activation there is nothing, so that both become one kernel.
-- A residual Add has a pair on the skip input alone; the other comes straight from a convolution, into which TensorRT
-  fuses the addition.
-- A concatenation, a channel shuffle or a pool has none: what comes out of it is quantized once, for the convolution that
-  reads it, so that all parts of a concatenation have one scale.
-- Normalisation, and the last convolution, stay float32: it maps features to the findings, costs 0.3 % of the work, and
-  its rounding would reach the logits directly. So do convolutions of vectors, behind a global average (squeeze and
-  excite, a hidden layer of the head): they cost next to nothing, and their gates would scale whole channels wrongly.
-
-The graph is quantized in its portable form, where an `MDConv` is one node; lowering comes after.
+Zero points are 0 and biases stay float32. The graph is quantized in its portable form, where an `MDConv` is one node;
+lowering comes after.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,16 +15,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from calibration.graph import (
-    CONVOLUTIONS,
-    add_constant,
-    consumers,
-    drop_unused_constants,
-    initializers,
-    producers,
-    replace_nodes,
-)
+from calibration.graph import add_constant, drop_unused_constants, initializers, replace_nodes
 from calibration.observers import LEVELS, METHODS, Histogram
+from calibration.placement import Placement, activations, place
 from edge.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -51,16 +33,6 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]: ...
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where Q/DQ pairs go: which inputs of which nodes, by node name and input position."""
-
-    weighted: tuple[str, ...]
-    """Convolutions that are quantized: their inputs 0 (X) and 1 (W)."""
-    skips: tuple[tuple[str, int], ...]
-    """Inputs of residual additions."""
 
 
 def quantize(
@@ -82,21 +54,15 @@ def quantize(
     tensors = activations(model.graph, placement)
     histograms = observe(model, tensors, images, progress)
     ranges = {name: METHODS[method](histogram) for name, histogram in histograms.items()}
+    for group in placement.tied:
+        ranges.update(dict.fromkeys(group, max(ranges[name] for name in group)))
     scales = {name: scale_of(reach) for name, reach in ranges.items()}
     quantized = insert(model, placement, scales)
     record = {
         "method": method,
         "count": len(images),
         "digest": images.digest,
-        "placement": {
-            "weighted": {node.name: node.input[0] for node in model.graph.node if node.name in placement.weighted},
-            "skips": [
-                [node.name, position, node.input[position]]
-                for node in model.graph.node
-                for name, position in placement.skips
-                if node.name == name
-            ],
-        },
+        "placement": placement.to_json(model.graph),
         "tensors": {
             name: {"low": histogram.low, "high": histogram.high, "range": ranges[name], "scale": float(scales[name])}
             for name, histogram in histograms.items()
@@ -109,45 +75,6 @@ def scale_of(reach: float) -> np.float32:
     """The scale that maps [-reach, reach] to [-127, 127]; 1 for a tensor that is all zeros."""
     scale: np.float32 = np.float32(reach / (LEVELS - 1) or 1)
     return scale
-
-
-def place(graph: onnx.GraphProto) -> Placement:
-    """Decide where Q/DQ pairs go (see the module's text)."""
-    vectors = _vectors(graph)
-    convolutions = [node.name for node in graph.node if node.op_type in CONVOLUTIONS and node.input[0] not in vectors]
-    last = next(node.name for node in reversed(graph.node) if node.op_type in CONVOLUTIONS)
-    made_by, read_by = producers(graph), consumers(graph)
-    outputs = {output.name for output in graph.output}
-
-    def fuses(name: str) -> bool:
-        """Whether tensor `name` is a convolution's, for the addition alone: then the addition becomes part of it."""
-        made = made_by.get(name)
-        return made is not None and made.op_type in CONVOLUTIONS and len(read_by[name]) == 1 and name not in outputs
-
-    skips = []
-    for node in graph.node:
-        if node.op_type == "Add" and any(map(fuses, node.input)):
-            skips.append((node.name, 0 if fuses(node.input[1]) else 1))
-    return Placement(tuple(name for name in convolutions if name != last), tuple(skips))
-
-
-def _vectors(graph: onnx.GraphProto) -> set[str]:
-    """The tensors with one value a channel: global averages, and what is computed from them alone."""
-    constants = {tensor.name for tensor in graph.initializer}
-    found: set[str] = set()
-    for node in graph.node:
-        values = [name for name in node.input if name not in constants]
-        if node.op_type == "GlobalAveragePool" or (values and found.issuperset(values)):
-            found.update(node.output)
-    return found
-
-
-def activations(graph: onnx.GraphProto, placement: Placement) -> list[str]:
-    """The tensors that get a Q/DQ pair, in graph order."""
-    inputs = {node.name: node.input for node in graph.node}
-    names = [inputs[name][0] for name in placement.weighted] + [inputs[name][i] for name, i in placement.skips]
-    wanted = set(names)
-    return [name for name in producers(graph) if name in wanted]
 
 
 def observe(
@@ -187,7 +114,7 @@ def insert(model: onnx.ModelProto, placement: Placement, scales: dict[str, np.fl
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     graph = quantized.graph
-    weighted, skips = set(placement.weighted), set(placement.skips)
+    weighted, skips, whole = set(placement.weighted), set(placement.skips), set(placement.whole)
     nodes: list[onnx.NodeProto] = []
     pairs: set[str] = set()
 
@@ -204,7 +131,7 @@ def insert(model: onnx.ModelProto, placement: Placement, scales: dict[str, np.fl
             nodes.append(dequantize)
             node.input[1] = dequantize.output[0]
         for position, name in enumerate(node.input):
-            if (node.name, position) in skips:
+            if (node.name, position) in skips or name in whole:
                 node.input[position] = pair(name)
         nodes.append(node)
     replace_nodes(graph, nodes)

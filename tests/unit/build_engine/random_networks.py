@@ -27,9 +27,11 @@ def random_checkpoint(size: int = 64, seed: int = 3, **config: Any) -> Checkpoin
 
 
 def randomise(network: nn.Module) -> None:
-    """Give every batch norm and classifier values that leave nothing out."""
+    """Give every layer values that leave nothing out, and under which the outputs depend on the image."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in")
+        elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.uniform_(module.weight, 0.8, 1.6)

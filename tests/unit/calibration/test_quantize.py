@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from build_engine.lowering import OPSET, lower, mdconv_function, mdconv_node
 from calibration.graph import attributes, consumers, initializers, producers
 from calibration.observers import METHODS
-from calibration.quantize import activations, observe, place, quantize, quantize_weight, scale_of
+from calibration.placement import activations, place
+from calibration.quantize import observe, quantize, quantize_weight, scale_of
 from edge.errors import UsageError
 
 SIZE = 24
