@@ -11,7 +11,7 @@ comma  := ,
 EXTRAS := build,train,test,$(if $(JETSON),jetson,rtx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint plugin clean
+.PHONY: help setup demo test lint stand-ins plugin clean
 
 help:
 	@echo "make demo   set up, build an INT8 bundle, stream images through edge-infer, write a latency report"
@@ -38,9 +38,10 @@ demo: setup
 	$(BIN)/edge-infer report --state $(DEMO)/state --report $(DEMO)/report
 	@echo "make demo: built $(DEMO)/bundle, streamed 48 synthetic phantoms through edge-infer; the latency report is $(DEMO)/report/report.html"
 
-test: setup lint
-	$(BIN)/python tests/stand_ins/build.py
-	$(BIN)/python -m pytest
+# Each core runs tests of its own, in one thread; more than four processes would take the memory of a small Jetson.
+test: setup
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint stand-ins
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 	@echo "make test: linters, type check and all tests passed"
 
 lint: setup
@@ -49,6 +50,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/hadolint jetson.Dockerfile
 	$(BIN)/clang-format --dry-run --Werror $$(find plugin -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+stand-ins: setup
+	$(BIN)/python tests/stand_ins/build.py
 
 # CUDAARCHS="87;110" make plugin builds for other GPUs than those that plugin/CMakeLists.txt chooses.
 plugin:

@@ -16,6 +16,7 @@ from build_engine.bundle_writer import write_manifest
 from edge.bundle import GOLDEN, PORTABLE_MODEL, Bundle, load_bundle
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess
+from tests.once import made_once
 
 NOTICE = "random weights, for tests only"
 
@@ -97,7 +98,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    return made_once(tmp_path_factory, "tiny_bundle", write_tiny_bundle)
 
 
 @pytest.fixture(scope="session")

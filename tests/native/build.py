@@ -6,6 +6,7 @@ Needs a C++17 compiler (`CXX`, else c++) and nothing of CUDA.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -66,9 +67,8 @@ def library(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _object(source, flags, more_flags.get(source, ()), common), sources))
     target = FOLDER / f"lib{name}-{_digest(*(path.name.encode() for path in objects))}.so"
-    if not target.exists():
-        link = [f"-Wl,-soname,{soname}"] if soname else []
-        _compile(target, [*flags, "-shared", *link, *map(str, objects)])
+    link = [f"-Wl,-soname,{soname}"] if soname else []
+    _make(target, [*flags, "-shared", *link, *map(str, objects)])
     return target
 
 
@@ -81,14 +81,21 @@ def sanitizer_runtime() -> str:
 def _object(source: Path, flags: Sequence[str], more_flags: Sequence[str], common: str) -> Path:
     own = " ".join(more_flags).encode()
     target = FOLDER / f"{source.stem}-{_digest(common.encode(), own, str(source).encode(), source.read_bytes())}.o"
-    if not target.exists():
-        _compile(target, [*flags, *more_flags, "-c", "-x", "c++", str(source)])
+    _make(target, [*flags, *more_flags, "-c", "-x", "c++", str(source)])
     return target
+
+
+def _make(target: Path, arguments: Sequence[str]) -> None:
+    """Compile `target` unless it is there. Who comes while another process does waits for that one."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not target.exists():
+            _compile(target, arguments)
 
 
 def _compile(target: Path, arguments: Sequence[str]) -> None:
     """Under a temporary name first, so that a broken-off build leaves nothing that looks finished."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
         made = Path(scratch) / target.name
         command = [_compiler(), *arguments, "-o", str(made)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -26,8 +27,11 @@ def real_plugin() -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} to build the plugin")
     real = ";".join(f"{architecture}-real" for architecture in ARCHITECTURES)
-    configure(BUILD, f"-DCMAKE_CUDA_ARCHITECTURES={real}", f"-DTENSORRT_INCLUDE={HEADERS}")
-    _run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "cuda.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: other processes of the tests build it too
+        configure(BUILD, f"-DCMAKE_CUDA_ARCHITECTURES={real}", f"-DTENSORRT_INCLUDE={HEADERS}")
+        _run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
     return BUILD / "libmdconv_plugin.so"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import made_once
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,13 +32,13 @@ def build(output: Path, *arguments: str | Path) -> Path:
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``make.py --int8`` with every default."""
-    return build(tmp_path_factory.mktemp("bundles") / "int8", "--int8", "--backend", "onnxruntime")
+    return made_once(
+        tmp_path_factory, "int8_bundle", lambda output: build(output, "--int8", "--backend", "onnxruntime")
+    )
 
 
 @pytest.fixture(scope="session")
 def fp32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``make.py --fp32``, without its gate: it is the reference itself."""
-    return build(
-        tmp_path_factory.mktemp("bundles") / "fp32",
-        *("--fp32", "--backend", "onnxruntime", "--lowering", "padded", "--no-gate", "--calibration-images", "16"),
-    )
+    options = ("--fp32", "--backend", "onnxruntime", "--lowering", "padded", "--no-gate", "--calibration-images", "16")
+    return made_once(tmp_path_factory, "fp32_bundle", lambda output: build(output, *options))
