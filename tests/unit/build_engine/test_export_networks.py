@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from build_engine.export import PARITY_LIMIT, check_parity, export_onnx, has_cam, to_onnx
-from build_engine.lowering import lower
+from build_engine.lowering import kept_padded, lower
 from calibration.graph import MDCONV, attributes
+from calibration.placement import activations, place
+from calibration.quantize import insert
 from edge.errors import UsageError
 from edge.results import probabilities
 from mdconv.checkpoint import Checkpoint
@@ -70,6 +72,34 @@ def test_mixed_activations_stay_nodes_of_their_own() -> None:
     assert len(model.functions) == 1
     kinds = {attributes(node)["activation"] for node in model.graph.node if node.op_type == MDCONV}
     assert kinds == {"none"}
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "scales"),
+    [
+        (
+            "mobilenet_v3",
+            {f"layer{stage}.{i}.depthwise" for stage, count in ((2, 3), (4, 2), (5, 3)) for i in range(count)},
+            0,
+        ),
+        (
+            "shufflenet_v2",
+            {f"layer{stage}.{i}.cat" for stage, count in ((0, 4), (1, 8), (2, 4)) for i in range(count)},
+            3,
+        ),
+    ],
+)
+def test_the_plugin_can_have_every_quantized_layer(name: str, whole: set[str], scales: int) -> None:
+    """What squeezes and excites is quantized, and each stage's row of shuffle units has one scale."""
+    model = to_onnx(checkpoint_of(name, stages(name), ("a", "b", "c")))
+    placement = place(model.graph)
+    assert {tensor.removesuffix(".relu").removesuffix(".hardswish") for tensor in placement.whole} == whole
+    assert len(placement.tied) == scales
+    quantized = insert(model, placement, dict.fromkeys(activations(model.graph, placement), np.float32(0.1)))
+    assert kept_padded(model) == kept_padded(quantized) == {}
+    lowered = lower(quantized, "plugin")
+    onnx.checker.check_model(lowered, full_check=True)
+    assert all("y_scale" in attributes(node) for node in lowered.graph.node if node.op_type == MDCONV)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3"])
