@@ -13,7 +13,7 @@ from torch import nn
 
 from edge.labels import CHESTXRAY14
 from mdconv.checkpoint import Checkpoint
-from mdconv.networks import build
+from mdconv.networks import build, normalise
 
 
 def random_checkpoint(size: int = 64, seed: int = 3, **config: Any) -> Checkpoint:
@@ -26,19 +26,31 @@ def random_checkpoint(size: int = 64, seed: int = 3, **config: Any) -> Checkpoin
     )
 
 
-def randomise(network: nn.Module) -> None:
-    """Give every layer values that leave nothing out, and under which the outputs depend on the image."""
+def randomise(network: nn.Module, size: int = 64) -> None:
+    """Give every layer values that leave nothing out, and under which the outputs depend on the image.
+
+    Batch norm gets statistics near those of a few random images, else activations vanish or explode on their way.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.uniform_(module.weight, 0.8, 1.6)
-            nn.init.normal_(module.bias, std=0.3)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.2)
             nn.init.normal_(module.bias, std=0.5)
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.8, 1.6)
+        nn.init.normal_(norm.bias, std=0.3)
+        norm.momentum = None  # of the next pass: its own statistics
+    channels = next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+    was_training = network.training
+    with torch.no_grad():
+        network.train()(normalise(torch.from_numpy(random_images(8, size)), channels))
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.running_mean += torch.randn_like(norm.running_mean) * 0.1
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2.0)
+    network.train(was_training)
 
 
 def random_images(count: int, size: int, seed: int = 11) -> NDArray[np.uint8]:
