@@ -72,7 +72,7 @@ def run(experiment: Experiment, setting: Setting, seeds: int, output: Path, work
                 print(f"{experiment.name}: {arm.label}, seed {seed} is done", file=sys.stderr, flush=True)
         for size in sizes:
             for arm in experiment.arms:
-                found = [done.probabilities[size] for done in runs[arm.label]]
+                found = [done.logits[size] for done in runs[arm.label]]
                 results.append(judge(arm.label, size, split.test.truth, found))
                 costs[arm.label, size] = cost(build(arm.network, **arm.config), size)
     seconds = sum(done.seconds for row in runs.values() for done in row)

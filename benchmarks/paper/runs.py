@@ -24,8 +24,8 @@ class Run(NamedTuple):
 
     directory: Path
     checkpoint: Path
-    probabilities: dict[int, NDArray[np.float32]]
-    """(N, L), of the N test images, by input size: of the network after each recipe."""
+    logits: dict[int, NDArray[np.float32]]
+    """(N, L), of the N test images, by input size: of the network after each step."""
     seconds: float
     """Of training."""
 
@@ -44,7 +44,7 @@ def carry_out(arm: Arm, seed: int, schedule: tuple[Step, ...], split: Split, dir
     Raises what `fit` and `open_predictor` raise.
     """
     config = {**arm.config, "labels": len(split.train.labels)}
-    probabilities, seconds, initial = {}, 0.0, None
+    logits, seconds, initial = {}, 0.0, None
     for number, (recipe, images) in enumerate(schedule):
         trained = fit(
             arm.network,
@@ -57,23 +57,22 @@ def carry_out(arm: Arm, seed: int, schedule: tuple[Step, ...], split: Split, dir
             workers=workers,
         )
         initial, seconds = trained.checkpoint, seconds + trained.seconds
-        probabilities[recipe.size] = _test(trained.checkpoint, split.test)
+        logits[recipe.size] = _test(trained.checkpoint, split.test)
     assert initial is not None
     summary = {"arm": arm.slug, "seed": seed, "seconds": round(seconds), "test": split.test.name}
     (directory / "run.json").write_text(json.dumps(summary) + "\n")
-    return Run(directory, initial, probabilities, seconds)
+    return Run(directory, initial, logits, seconds)
 
 
 def _test(checkpoint: Path, cases: Cases) -> NDArray[np.float32]:
-    """Probabilities (N, L) of the test images, kept beside the checkpoint."""
+    """Logits (N, L) of the test images, kept beside the checkpoint."""
     kept = checkpoint.with_name("test.npy")
     if not kept.exists():
         with open_predictor(checkpoint) as predictor:
             size, parts = predictor.input_size, []
             for start in range(0, len(cases), BATCH):
                 batch = [cases.read(index, size) for index in range(start, min(start + BATCH, len(cases)))]
-                logits = predictor.predict(np.stack(batch)[:, None]).logits
-                parts.append(1 / (1 + np.exp(-logits)))
+                parts.append(predictor.predict(np.stack(batch)[:, None]).logits)
         partial = kept.with_suffix(".partial.npy")
         np.save(partial, np.concatenate(parts))
         partial.replace(kept)

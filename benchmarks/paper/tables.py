@@ -35,9 +35,9 @@ class Result(NamedTuple):
         return float(self.areas.mean())
 
 
-def judge(arm: str, size: int, truth: NDArray[np.bool_], probabilities: Sequence[NDArray[np.float32]]) -> Result:
-    """The result of runs that gave `probabilities`, each (N, L), on images of `truth` (N, L)."""
-    found = [resampled_areas(truth, scores, draws=DRAWS, seed=0) for scores in probabilities]
+def judge(arm: str, size: int, truth: NDArray[np.bool_], logits: Sequence[NDArray[np.float32]]) -> Result:
+    """The result of runs that gave `logits`, each (N, L), on images of `truth` (N, L)."""
+    found = [resampled_areas(truth, scores, draws=DRAWS, seed=0) for scores in logits]
     return Result(arm, size, np.stack([areas.all for areas in found]), np.stack([areas.resampled for areas in found]))
 
 
