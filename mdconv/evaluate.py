@@ -4,8 +4,9 @@
     python -m mdconv.evaluate --model A --model B --chestxray14 DIR         two networks on the same images
     python -m mdconv.evaluate --model BUNDLE --images DIR [--labels FILE]   a folder in the layout of ChestX-ray14
 
-A model is a checkpoint, an ONNX file or a bundle; the same code measures each. Areas under the ROC curve have 95 %
-intervals from a bootstrap over patients; with several models the first is what the others are compared with.
+A model is a checkpoint, an ONNX file or a bundle; the same code measures each. Areas under the ROC curve (Table 6 of
+the paper) have 95 % intervals from a bootstrap over patients; with several models the first is what the others are
+compared with. Sensitivity, specificity and accuracy (Table 8) are those at the model's thresholds.
 """
 
 from __future__ import annotations
@@ -91,15 +92,19 @@ def youden_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floatin
 
 
 def open_cases(options: argparse.Namespace) -> Cases:
-    """The images that the options name. Raises `UsageError` as the data sets do."""
+    """The images that the options name. Raises `UsageError` for options that do not go together, and as they do."""
+    if options.labels and options.images is None:
+        raise UsageError("--labels is the table of --images: give --images DIR")
+    if options.task and options.chestxray2017 is None:
+        raise UsageError("--task is ChestX-ray2017's: give --chestxray2017 DIR")
+    if options.split and not (options.chestxray14 or options.chestxray2017):
+        raise UsageError("--split is that of --chestxray14 or --chestxray2017: give one of them")
     if options.phantoms is not None:
-        from mdconv.data.phantom.sets import phantom_cases
+        from mdconv.data.phantom.on_demand import phantoms_on_demand
 
         if not 1 <= options.phantoms <= len(TEST_SEEDS):
             raise UsageError(f"--phantoms {options.phantoms}: expected 1 to {len(TEST_SEEDS)}")
-        with open_predictor(options.model[0]) as predictor:
-            size = predictor.input_size
-        return phantom_cases(TEST_SEEDS[: options.phantoms], size)
+        return phantoms_on_demand(TEST_SEEDS[: options.phantoms])
     if options.images is not None:
         from mdconv.data.labelled_folder import labelled_folder
 
@@ -107,10 +112,10 @@ def open_cases(options: argparse.Namespace) -> Cases:
     if options.chestxray14 is not None:
         from mdconv.data import chestxray14
 
-        return chestxray14.load(options.chestxray14, options.split)
+        return chestxray14.load(options.chestxray14, options.split or "test")
     from mdconv.data import chestxray2017
 
-    return chestxray2017.load(options.chestxray2017, options.split, options.task)
+    return chestxray2017.load(options.chestxray2017, options.split or "test", options.task or "pneumonia")
 
 
 def as_json(models: Sequence[Judged], cases: Cases) -> dict[str, Any]:
@@ -130,10 +135,11 @@ def as_json(models: Sequence[Judged], cases: Cases) -> dict[str, Any]:
 def as_text(result: dict[str, Any]) -> str:
     """The figures as a table: one row a finding, one column a model."""
     models = result["models"]
-    lines = [f"{result['images']} images of {result['patients']} patients, {result['data']} ({result['notice']})"]
+    lines = [f"{result['images']} images of {result['patients']} patients, {result['data']}", result["notice"]]
     for number, model in enumerate(models, 1):
         lines.append(
-            f"model {number}: {model['file']} ({model['kind']}, {model['precision']}, {model['input_size']} px)"
+            f"model {number}: {model['file']} ({model['kind']}, sha256 {model['sha256'][:12]}, {model['precision']}, "
+            f"{model['input_size']} px)"
         )
     lines.append(
         f"{'AUC (95 % interval)':20} {'positive':>8}" + "".join(f"  {f'model {n + 1}':24}" for n in range(len(models)))
@@ -149,19 +155,23 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(f"mean AUC of model {number} less that of model 1: {value:+.4f} ({low:+.4f} to {high:+.4f})")
     for number, model in enumerate(models, 1):
         lines += _operating_lines(number, model)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in lines if line)
 
 
 def _operating_lines(number: int, model: dict[str, Any]) -> list[str]:
-    lines = [f"model {number} at its thresholds: sensitivity, specificity, accuracy"]
-    for label, point in model["operating_points"].items():
-        shares = [
-            "-" if point[key] is None else f"{point[key]:.3f}" for key in ("sensitivity", "specificity", "accuracy")
-        ]
-        lines.append(f"{label:20} {point['threshold']:8.3f}  {'  '.join(shares)}")
-    if "accuracy" in model:
-        lines.append(f"likeliest label right: {model['accuracy']:.3f}")
+    lines = [f"model {number}, a label from its threshold on: sensitivity, specificity, accuracy"]
+    lines += [
+        f"{label:20} {point['threshold']:8.3f}  {_rates(point)}" for label, point in model["operating_points"].items()
+    ]
+    if "likeliest" in model:
+        lines.append(f"model {number}, the likeliest label: sensitivity, specificity, accuracy")
+        lines += [f"{label:29}  {_rates(point)}" for label, point in model["likeliest"].items()]
     return lines
+
+
+def _rates(point: dict[str, float | None]) -> str:
+    shares = [point[key] for key in ("sensitivity", "specificity", "accuracy")]
+    return "  ".join("-    " if share is None else f"{share:.3f}" for share in shares)
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
@@ -172,7 +182,6 @@ def write_output(directory: Path, models: Sequence[Judged], cases: Cases, result
     """``evaluation.json`` and, for each model, its probabilities by image (CSV) and ROC curves (PNG, SVG)."""
     from mdconv.roc_plot import write_roc_plot
 
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     for number, model in enumerate(models, 1):
         stem = f"model-{number}" if len(models) > 1 else "model"
@@ -180,11 +189,9 @@ def write_output(directory: Path, models: Sequence[Judged], cases: Cases, result
             table = csv.writer(file)
             table.writerow(["image", *(f"true {label}" for label in cases.labels), *cases.labels])
             for name, truth, row in zip(cases.ids, cases.truth.astype(int), model.probabilities):
-                table.writerow([name, *truth, *(f"{value:.6f}" for value in row)])
+                table.writerow([name, *truth, *(f"{value:.8f}" for value in row)])
         title = f"{model.identity['file']} on {cases.name}"
-        write_roc_plot(
-            directory / f"{stem}-roc", cases.labels, cases.truth, model.probabilities, title, result["notice"]
-        )
+        write_roc_plot(directory / f"{stem}-roc", cases.labels, cases.truth, model.logits, title, result["notice"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,6 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.model = options.model or [DEMO_CHECKPOINT]
     try:
         cases = open_cases(options)
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)  # before hours of work
         models = []
         for path in options.model:
             with open_predictor(path) as predictor, ProgressLine(f"evaluating {path.name}") as progress:
@@ -229,10 +238,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--chestxray14", type=Path, metavar="DIR", help="judge on ChestX-ray14")
     source.add_argument("--chestxray2017", type=Path, metavar="DIR", help="judge on ChestX-ray2017 (Kermany et al.)")
     parser.add_argument("--labels", type=Path, help="CSV of --images (default: labels.csv in it)")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(default: test)")
-    parser.add_argument(
-        "--task", choices=("pneumonia", "kind"), default="pneumonia", help="of --chestxray2017 (default: pneumonia)"
-    )
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="of a public data set (default: test)")
+    parser.add_argument("--task", choices=("pneumonia", "kind"), help="of --chestxray2017 (default: pneumonia)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write figures, probabilities and ROC plots there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import UsageError
+from edge.errors import MachineError, UsageError
 from edge.results import probabilities
 from mdconv.data.cases import Cases
-from mdconv.metrics import DRAWS, Areas, operating_point, resampled_areas
+from mdconv.metrics import DRAWS, Areas, operating_point, rates, resampled_areas
 from mdconv.predictors import Predictor
 
 BATCH = 16
@@ -28,31 +30,50 @@ class Judged(NamedTuple):
     input_size: int
     thresholds: dict[str, float]
     notice: str
-    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float32]
     """(N, L), columns in the order of the data set's labels."""
     areas: Areas
+    """Of the logits: probabilities near 1 can be equal where logits differ."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(N, L) likewise."""
+        return probabilities(self.logits)
 
 
 def judge(
     predictor: Predictor, cases: Cases, progress: Progress | None = None, *, draws: int = DRAWS, seed: int = 0
 ) -> Judged:
-    """Run `predictor` over `cases`, image after image: memory does not grow with their number.
+    """Run `predictor` over `cases`, `BATCH` images in memory at a time.
 
-    Raises `UsageError` if their labels differ, or if no label is present in some images and absent in others.
+    Raises `UsageError` if their labels differ, or if no label is present in some images and absent in others, and
+    `MachineError` for an output that is not a finite number.
     """
     order = _columns(predictor, cases)
-    parts = []
-    for start in range(0, len(cases), BATCH):
-        indices = range(start, min(start + BATCH, len(cases)))
-        images = np.stack([cases.read(index, predictor.input_size) for index in indices])[:, None]
-        parts.append(probabilities(predictor.predict(images).logits[:, order]))
-        if progress:
-            progress("evaluating", indices.stop, len(cases))
-    found = np.concatenate(parts)
+    found = _run(predictor, cases, progress)[:, order]
     areas = resampled_areas(cases.truth, found, cases.patients, draws=draws, seed=seed)
     if np.isnan(areas.all).all():
         raise UsageError(f"no label is present in some and absent in others of {len(cases)} images: use more images")
     return Judged(predictor.identity, predictor.input_size, dict(predictor.thresholds), predictor.notice, found, areas)
+
+
+def _run(predictor: Predictor, cases: Cases, progress: Progress | None) -> NDArray[np.float32]:
+    parts = []
+    with ThreadPoolExecutor() as readers:  # decoding leaves Python alone
+        for start in range(0, len(cases), BATCH):
+            indices = range(start, min(start + BATCH, len(cases)))
+            images = np.stack(list(readers.map(partial(cases.read, size=predictor.input_size), indices)))
+            logits = predictor.predict(images[:, None]).logits
+            if not np.isfinite(logits).all():
+                worst = cases.ids[indices[int(np.isfinite(logits).all(axis=1).argmin())]]
+                raise MachineError(
+                    f"{predictor.identity['file']} gives {worst} no finite number: its weights are broken, train or "
+                    "build it anew"
+                )
+            parts.append(logits)
+            if progress:
+                progress("images", indices.stop, len(cases))
+    return np.concatenate(parts)
 
 
 def _columns(predictor: Predictor, cases: Cases) -> list[int]:
@@ -68,11 +89,12 @@ def describe(judged: Judged, cases: Cases) -> dict[str, Any]:
     """One network's figures as JSON: ``auc`` and ``auc_interval`` by label, their means, ``operating_points``.
 
     Labels that all images have, or none, have no area and are left out of ``auc`` and of the means. For labels that
-    exclude each other ``accuracy`` is the share of images whose likeliest label is the true one.
+    exclude each other ``likeliest`` holds, by label, the `rates` of giving each image its likeliest one.
     """
     known = ~np.isnan(judged.areas.all)
+    chances = judged.probabilities
     points = {
-        label: operating_point(cases.truth[:, i], judged.probabilities[:, i], judged.thresholds[label])
+        label: operating_point(cases.truth[:, i], chances[:, i], judged.thresholds[label])
         for i, label in enumerate(cases.labels)
     }
     figures = {
@@ -87,8 +109,8 @@ def describe(judged: Judged, cases: Cases) -> dict[str, Any]:
         "operating_points": points,
     }
     if cases.exclusive:
-        right = judged.probabilities.argmax(axis=1) == cases.truth.argmax(axis=1)
-        figures["accuracy"] = float(right.mean())
+        given = judged.logits.argmax(axis=1)
+        figures["likeliest"] = {label: rates(cases.truth[:, i], given == i) for i, label in enumerate(cases.labels)}
     return figures
 
 

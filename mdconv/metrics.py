@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 2000
+CHUNK = 1 << 22
+"""Weights that are in memory at a time: draws times images."""
 
 
 class Areas(NamedTuple):
@@ -40,19 +42,23 @@ def resampled_areas(
         truth, scores: (N, L).
         patients: whose each image is; each image's own if None.
     """
-    weights = patient_weights(patients or [str(i) for i in range(len(truth))], draws, seed)
-    whole = np.ones((1, len(truth)), np.int32)
-    columns = range(truth.shape[1])
-    return Areas(
-        np.concatenate([weighted_auc(truth[:, i], scores[:, i], whole) for i in columns]),
-        np.stack([weighted_auc(truth[:, i], scores[:, i], weights) for i in columns], axis=1),
-    )
+    owners = patients or [str(i) for i in range(len(truth))]
+    rng = np.random.default_rng(seed)
+    step = max(1, CHUNK // len(truth))
+    parts = [
+        _areas(truth, scores, patient_weights(owners, min(step, draws - start), rng)) for start in range(0, draws, step)
+    ]
+    return Areas(_areas(truth, scores, np.ones((1, len(truth)), np.int32))[0], np.concatenate(parts))
 
 
-def patient_weights(patients: Sequence[str], draws: int, seed: int) -> NDArray[np.int32]:
+def _areas(truth: NDArray[np.bool_], scores: NDArray[np.floating], weights: NDArray[np.int32]) -> NDArray[np.float64]:
+    """(D, L) of (N, L) truth and scores under the weightings (D, N)."""
+    return np.stack([weighted_auc(truth[:, i], scores[:, i], weights) for i in range(truth.shape[1])], axis=1)
+
+
+def patient_weights(patients: Sequence[str], draws: int, rng: np.random.Generator) -> NDArray[np.int32]:
     """How often each image counts in each of `draws` resamples with replacement of its patients: (draws, N)."""
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
-    rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     return counts.astype(np.int32)[:, owner]
 
@@ -91,13 +97,16 @@ def roc_points(
 def operating_point(
     truth: NDArray[np.bool_], probabilities: NDArray[np.floating], threshold: float
 ) -> dict[str, float | None]:
-    """Threshold, sensitivity, specificity and accuracy of calling (N,) probabilities from `threshold` on positive.
+    """The threshold, and `rates` of calling (N,) probabilities from `threshold` on positive."""
+    return {"threshold": threshold, **rates(truth, probabilities >= threshold)}
+
+
+def rates(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float | None]:
+    """Sensitivity, specificity and accuracy of calling the images `called` (N,) positive.
 
     Sensitivity is None without a positive case, specificity without a negative one.
     """
-    called = probabilities >= threshold
     return {
-        "threshold": threshold,
         "sensitivity": float(called[truth].mean()) if truth.any() else None,
         "specificity": float(1 - called[~truth].mean()) if not truth.all() else None,
         "accuracy": float((called == truth).mean()),

@@ -169,6 +169,11 @@ class _BundlePredictor(_Closing):
 
 
 def _precision(path: Path) -> str:
-    """Of a file named as `edge.bundle.model_file` names them."""
-    middle = path.name.split(".")[1]
-    return middle if middle in ("int8", "fp16") else "fp32"
+    """What the file computes in, as a bundle's manifest would say."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    if any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return "int8"
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+    return "fp16" if half else "fp32"

@@ -16,7 +16,7 @@ def write_roc_plot(
     path: Path,
     labels: Sequence[str],
     truth: NDArray[np.bool_],
-    scores: NDArray[np.float64],
+    scores: NDArray[np.floating],
     title: str,
     notice: str,
 ) -> list[Path]:
@@ -40,9 +40,10 @@ def write_roc_plot(
             area = roc_auc(present, scores[:, number])
             axes.plot(wrong, right, color=colours(number), linewidth=1.4, label=f"{label}  {area:.3f}")
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_title(title, parse_math=False)
     axes.legend(loc="lower right", fontsize="small", title="area under the curve")
-    figure.supxlabel(notice, fontsize="small")
+    figure.supxlabel(notice, fontsize="small", parse_math=False)
     written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mdconv-edge"}):  # text stays text
         for target in written:

@@ -73,7 +73,7 @@ def render(
     if seed < 0 or size < 32:
         raise ValueError(f"seed {seed}, size {size}: expected a seed >= 0 and a size >= 32 pixels")
     if findings is None:
-        labels = draw_findings(_stream(seed, _LABELS))
+        labels = labels_of(seed)
     else:
         if unknown := sorted(set(findings) - set(CHESTXRAY14)):
             raise ValueError(f"no finding {', '.join(unknown)}: expected some of {', '.join(CHESTXRAY14)}")
@@ -94,6 +94,11 @@ def render(
         if area is not None and lesion.finding in BOXED:
             boxes.append((lesion.finding, *_bounds(area)))
     return Phantom(_expose(scene.attenuation(), _stream(seed, _NOISE)), labels, boxes)
+
+
+def labels_of(seed: int) -> tuple[bool, ...]:
+    """Which of the 14 findings the phantom of a seed has, without rendering it."""
+    return draw_findings(_stream(seed, _LABELS))
 
 
 def _stream(seed: int, purpose: int) -> np.random.Generator:

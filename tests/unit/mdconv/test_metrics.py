@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.statistics import roc_auc
-from mdconv.metrics import operating_point, patient_weights, resampled_areas, roc_points, weighted_auc
+from mdconv.metrics import CHUNK, operating_point, patient_weights, resampled_areas, roc_points, weighted_auc
 
 
 def a_case(images: int, labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,10 +39,25 @@ def test_a_label_that_is_never_present_has_no_area() -> None:
 
 def test_images_of_one_patient_are_drawn_together() -> None:
     patients = ["a", "b", "a", "c", "b", "a"]
-    weights = patient_weights(patients, draws=50, seed=3)
+    weights = patient_weights(patients, 50, np.random.default_rng(3))
     assert (weights[:, 0] == weights[:, 2]).all() and (weights[:, 0] == weights[:, 5]).all()
     assert (weights[:, 1] == weights[:, 4]).all()
     assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all(), "as many patients as there are"
+
+
+def test_many_images_are_resampled_as_few_are() -> None:
+    """More weights than are held at a time: the last draws are those of one stream, each written out."""
+    images, draws = 3000, 2000
+    assert images * draws > CHUNK
+    truth, scores = a_case(images, 1, seed=2)
+    patients = [str(i // 3) for i in range(images)]
+    areas = resampled_areas(truth, scores, patients, draws=draws, seed=7)
+    assert areas.resampled.shape == (draws, 1)
+    weights = patient_weights(patients, draws, np.random.default_rng(7))
+    for draw in (0, 1397, 1398, draws - 1):
+        repeated = np.repeat(np.arange(images), weights[draw])
+        expected = roc_auc(truth[repeated, 0], scores[repeated, 0])
+        assert areas.resampled[draw, 0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_interval_covers_what_the_normal_approximation_says() -> None:
