@@ -18,6 +18,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     What precedes the first (normalisation: gray values are not centred yet) and follows the last (the mean over
     positions, which in float16 would lose digits) stays float32, and so do the model's outputs. Inputs keep their type.
+    A head with hidden layers has its mean before the last convolution, and so in float16.
 
     Raises `UsageError` for a quantized model, or a constant beyond float16's range (65504).
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from edge.errors import UsageError
 from edge.labels import CHESTXRAY14
 from mdconv.checkpoint import Checkpoint, load_checkpoint
 from mdconv.data.phantom import CALIBRATION_SEEDS, render
-from mdconv.networks import NETWORKS, build, normalise, resolve_stages
+from mdconv.networks import NETWORKS, build, normalise, resolve_stages, stages
 from mdconv.weights import DEMO_CHECKPOINT
 
 RANDOM_NOTICE = "random weights, for timing only"
@@ -41,17 +43,19 @@ def choose_weights(path: Path | None, network: str | None, md_stages: str | None
         raise UsageError("--md-stages without --network: name the network too")
     if network is not None and network not in NETWORKS:
         raise UsageError(f"--network {network}: expected one of {', '.join(NETWORKS)}")
-    wanted = _config(network, md_stages) if network else None
     checkpoint = load_checkpoint(path or DEMO_CHECKPOINT)
-    fits = network is None or (checkpoint.network == network and _agrees(checkpoint.config, wanted or {}))
-    if path is not None and not fits:
-        raise UsageError(
-            f"{path} is {_describe(checkpoint.network, checkpoint.config)}, --network asks for "
-            f"{_describe(str(network), wanted or {})}: leave --network out, or name another checkpoint"
-        )
-    if fits:
+    found = _stages_of(checkpoint)
+    wanted = found if network is None or md_stages is None else _resolve(network, md_stages)
+    if network in (None, checkpoint.network) and sorted(found) == sorted(wanted):
         return Weights(checkpoint, on_phantoms=path is None, random=False)
-    return Weights(random_weights(str(network), wanted or {}), on_phantoms=True, random=True)
+    network = str(network)
+    config = {"md_stages": list(wanted)} if md_stages is not None and stages(network) else {}
+    if path is not None:
+        raise UsageError(
+            f"{path} is {_describe(checkpoint.network, found)}, --network asks for "
+            f"{_describe(network, config.get('md_stages'))}: leave --network out, or name another checkpoint"
+        )
+    return Weights(random_weights(network, config), on_phantoms=True, random=True)
 
 
 def random_weights(network: str, config: dict[str, Any]) -> Checkpoint:
@@ -72,19 +76,21 @@ def random_weights(network: str, config: dict[str, Any]) -> Checkpoint:
     return Checkpoint(model.eval(), network, config, CHESTXRAY14, INPUT_SIZE, thresholds, RANDOM_NOTICE)
 
 
-def _config(network: str, md_stages: str | None) -> dict[str, Any]:
-    if md_stages is None:
-        return {}
+def _resolve(network: str, md_stages: str) -> tuple[str, ...]:
     try:
-        return {"md_stages": list(resolve_stages(network, md_stages))}
+        return resolve_stages(network, md_stages)
     except ValueError as error:
         raise UsageError(f"--md-stages: {error}") from None
 
 
-def _agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    return all(list(config.get(name, ())) == value for name, value in wanted.items())
+def _stages_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The stages with MD-Conv: the configuration's or, where it does not say, the network's own."""
+    own = inspect.signature(NETWORKS[checkpoint.network]).parameters.get("md_stages")
+    return tuple(checkpoint.config.get("md_stages", own.default if own else ()))
 
 
-def _describe(network: str, config: dict[str, Any]) -> str:
-    stages = config.get("md_stages")
-    return network if stages is None else f"{network} with MD-Conv in {', '.join(stages) or 'no stage'}"
+def _describe(network: str, md_stages: Sequence[str] | None) -> str:
+    """`md_stages` is None where nobody named any."""
+    if md_stages is None or not stages(network):
+        return network
+    return f"{network} with MD-Conv in {', '.join(md_stages) or 'no stage'}"

@@ -92,6 +92,11 @@ class Bundle:
         return str(self.manifest["model"].get("notice", ""))
 
     @property
+    def has_cam(self) -> bool:
+        """Whether the network has class activation maps; older manifests, of networks that all had them, do not say."""
+        return bool(self.manifest["model"].get("cam", True))
+
+    @property
     def batch(self) -> int:
         """Largest number of images that one inference takes."""
         return int(self.manifest["model"]["batch"])

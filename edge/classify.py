@@ -17,6 +17,8 @@ from edge.bundle import Bundle
 from edge.errors import BundleError
 from edge.pipeline import Item, Outcome, Pipeline
 
+NO_CAM = "no class activation maps: this network's head is not linear after the mean over positions, so --cam has none"
+
 
 class Printer:
     """Prints each outcome once all that were named before it are printed; counts the refused ones."""
@@ -43,7 +45,9 @@ class Printer:
         from edge.heatmap import write_heatmap  # draws with OpenCV, which the plain answer does without
 
         if outcome.cam is None:
-            raise BundleError(f"the network of {self._bundle.name} has no class activation maps: leave --cam out")
+            raise BundleError(
+                f"{self._bundle.name} gave no class activation maps, though its manifest says that it has them"
+            )
         return write_heatmap(
             directory,
             f"{Path(outcome.result['source']).stem}-{outcome.result['sha256'][:8]}",
@@ -76,7 +80,13 @@ def readable(result: dict[str, Any]) -> str:
 def classify(
     bundle: Bundle, files: list[Path], *, backend: str, as_json: bool = False, cam_directory: Path | None = None
 ) -> int:
-    """Run `files` and print their results; the exit status: 0, or 1 if some were refused. Raises `EdgeError`."""
+    """Run `files` and print their results; the exit status: 0, or 1 if some were refused. Raises `EdgeError`.
+
+    Where the network has no class activation maps none are written, which is said on standard error.
+    """
+    if cam_directory is not None and not bundle.has_cam:
+        cam_directory = None
+        print(f"edge-infer: {NO_CAM}", file=sys.stderr)
     if cam_directory is not None:
         cam_directory.mkdir(parents=True, exist_ok=True)
     printer = Printer(bundle, as_json, cam_directory)
