@@ -1,8 +1,8 @@
 """Quantization-aware training: a network that computes, in float32, what its INT8 bundle computes.
 
-The scales are the bundle's, as calibration chose them. What a bundle rounds is rounded here: the inputs of convolutions
-and of residual additions that its ``calibration.json`` lists, and the weights of these convolutions, per output channel,
-after batch norm was folded into them. The classifier stays float32. Batch norm stays as it is: its statistics are frozen. The
+The scales are the bundle's, as calibration chose them. What a bundle rounds is rounded here: the values that its
+``calibration.json`` lists, most of them inputs of convolutions, and the weights of these convolutions, per output
+channel, after batch norm was folded into them. The classifier stays float32. Batch norm's statistics are frozen. The
 gradient passes a rounding unchanged where the value was within range, and not at all where it was clipped (Jacob et
 al., CVPR 2018, section 3).
 """
@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from edge.bundle import CALIBRATION, load_bundle, sha256_of
 from edge.errors import BundleError, UsageError
 from mdconv.layers import MDConv
-from mdconv.tracing import NORMS, FeatureTracer, function_name, layer_name, layer_of, only_reader
+from mdconv.tracing import NORMS, FeatureTracer, folded_norm, function_name, layer_name, layer_of, value_names
 
 LARGEST = 127
 """The largest int8 code; weights have no smaller one than its negative, activations saturate at -128."""
@@ -34,10 +34,13 @@ class Scales:
     weighted: Mapping[str, float]
     """Scale of the input of each quantized layer, by the layer's name."""
     skips: Mapping[tuple[str, int], float]
-    """Scale of an addition's input, by the addition's name and the input's position."""
+    """Scale of an addition's or a product's input, by its name and the input's position."""
+    whole: Mapping[str, float]
+    """Scale of a value that is rounded for all that read it, by its name."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"weighted": dict(self.weighted), "skips": [[*key, scale] for key, scale in self.skips.items()]}
+        skips = [[*key, scale] for key, scale in self.skips.items()]
+        return {"weighted": dict(self.weighted), "skips": skips, "whole": dict(self.whole)}
 
 
 def read_scales(bundle: Path, initial: Path) -> Scales:
@@ -65,6 +68,7 @@ def scales_of(record: Mapping[str, Any]) -> Scales:
     return Scales(
         weighted={name: float(tensors[tensor]["scale"]) for name, tensor in placement["weighted"].items()},
         skips={(name, int(place)): float(tensors[tensor]["scale"]) for name, place, tensor in placement["skips"]},
+        whole={tensor: float(tensors[tensor]["scale"]) for tensor in placement["whole"]},
     )
 
 
@@ -79,7 +83,7 @@ class FakeQuantized(nn.Module):
 
     def __init__(self, network: nn.Module, scales: Scales) -> None:
         super().__init__()
-        unused = {*scales.weighted, *scales.skips}
+        unused = {*scales.weighted, *scales.skips, *scales.whole}
         self.features = _quantized_features(network, scales, unused)
         self.dropout = network.get_submodule("dropout")
         self.classifier = network.get_submodule("classifier")
@@ -94,7 +98,13 @@ class FakeQuantized(nn.Module):
 def _quantized_features(network: nn.Module, scales: Scales, unused: set[Any]) -> fx.GraphModule:
     """The traced features, their layers replaced; what `scales` was used is taken out of `unused`."""
     module = fx.GraphModule(network, FeatureTracer().trace(network))
-    for node in list(module.graph.nodes):
+    nodes = list(module.graph.nodes)
+    last_of = {name: node for node, name in value_names(network, module.graph).items()}
+    for name, scale in scales.whole.items():
+        if name in last_of:
+            unused.discard(name)
+            _round_after(module, last_of[name], scale)
+    for node in nodes:
         layer = layer_of(network, node)
         if isinstance(layer, (nn.Conv2d, MDConv)) and (name := layer_name(network, node)) in scales.weighted:
             unused.discard(name)
@@ -106,25 +116,39 @@ def _quantized_features(network: nn.Module, scales: Scales, unused: set[Any]) ->
                 key = (function_name(node), place)
                 if key in scales.skips:
                     unused.discard(key)
-                    name = f"{node.name}_rounded_{place}"
-                    module.add_submodule(name, FakeQuantize(scales.skips[key]))
-                    with module.graph.inserting_before(node):
-                        node.replace_input_with(value, module.graph.call_module(name, (value,)))
+                    _round_before(module, node, value, scales.skips[key])
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
     return module
 
 
+def _round_after(module: fx.GraphModule, node: fx.Node, scale: float) -> None:
+    readers = list(node.users)
+    with module.graph.inserting_after(node):
+        rounded = _rounded(module, node, scale)
+    for reader in readers:
+        reader.replace_input_with(node, rounded)
+
+
+def _round_before(module: fx.GraphModule, node: fx.Node, value: fx.Node, scale: float) -> None:
+    with module.graph.inserting_before(node):
+        node.replace_input_with(value, _rounded(module, value, scale))
+
+
+def _rounded(module: fx.GraphModule, value: fx.Node, scale: float) -> fx.Node:
+    name = f"{value.name}_rounded"
+    module.add_submodule(name, FakeQuantize(scale))
+    return module.graph.call_module(name, (value,))
+
+
 def _replace_convolution(
     module: fx.GraphModule, network: nn.Module, node: fx.Node, layer: nn.Conv2d | MDConv, scale: float
 ) -> None:
-    reader = only_reader(node)
-    norm = layer_of(network, reader)
-    norm = norm if isinstance(norm, NORMS) else None
+    reader = folded_norm(network, node)
     first = node.all_input_nodes[0].op == "placeholder"
-    _call(module, node, QuantizedConvolution(layer, norm, scale, first))
-    if reader and norm:
+    _call(module, node, QuantizedConvolution(layer, layer_of(network, reader), scale, first))
+    if reader:
         reader.replace_all_uses_with(node)
 
 
