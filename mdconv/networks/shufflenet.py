@@ -16,7 +16,8 @@ from mdconv.networks.blocks import Network, choose_depthwise, conv_bn, initialis
 _CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Output channels of the first stage, by the number of groups (Zhang et al., Table 1); later stages double them."""
 _BLOCKS = {"layer0": 4, "layer1": 8, "layer2": 4}
-_STEM_CHANNELS = 24
+_STEM_CHANNELS = {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}
+"""By width. Not all in proportion: so the authors' own code has it, and so the costs that they publish come out."""
 
 
 class ShuffleUnit(nn.Module):
@@ -46,7 +47,7 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNet(Network):
-    """ShuffleNet at width 1.
+    """ShuffleNet.
 
     Args:
         labels: number of outputs, L.
@@ -57,11 +58,12 @@ class ShuffleNet(Network):
         groups: of the 1x1 convolutions: 1, 2, 3, 4 or 8.
         narrow: whether the unit with stride 2 has a quarter of the channels that it adds in its middle, as in much code
             of the time, and not of those that it puts out, as Zhang et al. have it. The cost that Hu et al. publish
-            (521 M) comes out with it, and 3 groups.
+            (521 M) comes out with it, 3 groups and width 1.
+        width: 0.5, 1, 1.5 or 2: the stages' channels are in proportion to it.
 
     Raises:
-        ValueError: a stage or number of groups that does not exist, a middle that the groups do not divide, or kernels
-            that `MDConv` refuses.
+        ValueError: a stage, number of groups or width that does not exist, channels that the groups do not divide, or
+            kernels that `MDConv` refuses.
     """
 
     STAGES = tuple(_BLOCKS)
@@ -75,23 +77,27 @@ class ShuffleNet(Network):
         in_channels: int = 3,
         groups: int = 3,
         narrow: bool = True,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         if groups not in _CHANNELS:
             raise ValueError(f"{groups} groups, expected one of {', '.join(map(str, _CHANNELS))}")
+        if width not in _STEM_CHANNELS:
+            raise ValueError(f"width {width}, expected one of {', '.join(map(str, _STEM_CHANNELS))}")
         choice = choose_depthwise(self.STAGES, md_stages, kernel_sizes, ratios)
-        self.stem = conv_bn(in_channels, _STEM_CHANNELS, 3, stride=2)
+        self.stem = conv_bn(in_channels, _STEM_CHANNELS[width], 3, stride=2)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels, out_channels = _STEM_CHANNELS, _CHANNELS[groups]
+        channels, out_channels = _STEM_CHANNELS[width], int(_CHANNELS[groups] * width)
         for name, blocks in _BLOCKS.items():
             stage = nn.Sequential()
             for block in range(blocks):
                 hidden = (out_channels - channels if narrow and block == 0 else out_channels) // 4
-                if hidden % groups:
-                    raise ValueError(f"{groups} groups do not divide the {hidden} channels of a narrow unit")
+                for divided in (hidden, out_channels - channels):
+                    if divided % groups:
+                        raise ValueError(f"{groups} groups do not divide {divided} channels of {name}")
                 depthwise = choice.row(name, hidden, 2 if block == 0 else 1, activation=None)
-                # The first 1x1 convolution sees 24 channels only: too few to be grouped (Zhang et al., section 3.2).
-                first_groups = 1 if channels == _STEM_CHANNELS else groups
+                # The first 1x1 convolution sees the stem's few channels: not grouped (Zhang et al., section 3.2).
+                first_groups = 1 if channels == _STEM_CHANNELS[width] else groups
                 stage.append(ShuffleUnit(channels, hidden, out_channels, groups, first_groups, depthwise))
                 channels = out_channels
             self.add_module(name, stage)
@@ -102,7 +108,7 @@ class ShuffleNet(Network):
 
     def features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) float, normalised, to (N, C, H / 32, W / 32)."""
-        x = self.pool(self.stem(x))  # (N, 24, H/4, W/4)
+        x = self.pool(self.stem(x))  # (N, 24, H/4, W/4) at width 1
         for name in self.STAGES:
             x = self.get_submodule(name)(x)
         return x

@@ -82,7 +82,7 @@ def test_all_channels_to_the_networks_own_kernel_is_the_plain_network(
     split = build(name, md_stages=md_stages, ratios=ratios, in_channels=1).eval()
     weights = plain.state_dict()
     split.load_state_dict({key: weights[key.replace(".convs.0.", ".")] for key in split.state_dict()})
-    x = torch.randn(1, 1, 64, 64)
+    x = torch.randn(1, 1, 33, 65)
     with torch.inference_mode():
         torch.testing.assert_close(split(x), plain(x))
 
@@ -101,6 +101,10 @@ def test_features_are_made_of_what_the_export_knows(name: str) -> None:
             assert type(layer) in layers and not getattr(layer, "inplace", False), node.target
         elif node.op == "call_function":
             assert node.target in functions, node.target
+            if node.target is torch.cat:
+                assert node.kwargs == {"dim": 1} and len(node.args) == 1, node
+            elif node.target is torch.chunk:
+                assert node.kwargs == {"dim": 1} and node.args[1:] == (2,), node
         else:
             assert node.op in ("placeholder", "output"), node
 
@@ -131,8 +135,12 @@ def test_options_that_a_network_does_not_have_are_refused() -> None:
         build("shufflenet_v2", width=3)
     with pytest.raises(ValueError, match="5 groups"):
         build("shufflenet", groups=5)
-    with pytest.raises(ValueError, match="8 groups do not divide the 90 channels"):
+    with pytest.raises(ValueError, match=r"width 0\.25, expected one of"):
+        build("shufflenet", width=0.25)
+    with pytest.raises(ValueError, match="8 groups do not divide 90 channels of layer0"):
         build("shufflenet", groups=8)
+    with pytest.raises(ValueError, match="8 groups do not divide 180 channels of layer0"):
+        build("shufflenet", groups=8, narrow=False, width=0.5)
     with pytest.raises(ValueError, match="'resnet' is none of"):
         stages("resnet")
     with pytest.raises(ValueError, match="no stage 'layer9'"):

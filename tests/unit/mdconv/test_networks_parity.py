@@ -18,6 +18,7 @@ PEERS: list[tuple[str, dict[str, Any], str]] = [
     ("mobilenet_v3", {"md_stages": ()}, "mobilenetv3_large_w1"),
     ("shufflenet", {"md_stages": (), "groups": 3, "narrow": False}, "shufflenet_g3_w1"),
     ("shufflenet", {"md_stages": (), "groups": 8, "narrow": False}, "shufflenet_g8_w1"),
+    ("shufflenet", {"md_stages": (), "groups": 3, "narrow": False, "width": 0.5}, "shufflenet_g3_wd2"),
     ("shufflenet_v2", {"md_stages": (), "width": 1.0}, "shufflenetv2_w1"),
     ("resnet50", {}, "resnet50b"),
     ("densenet121", {}, "densenet121"),
