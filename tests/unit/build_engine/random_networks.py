@@ -48,8 +48,9 @@ def randomise(network: nn.Module, size: int = 64) -> None:
         network.train()(normalise(torch.from_numpy(random_images(8, size)), channels))
         for norm in norms:
             norm.momentum = 0.1
-            norm.running_mean += torch.randn_like(norm.running_mean) * 0.1
-            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2.0)
+            mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+            mean += torch.randn_like(mean) * 0.1
+            variance *= torch.empty_like(variance).uniform_(0.5, 2.0)
     network.train(was_training)
 
 
@@ -63,6 +64,8 @@ def random_images(count: int, size: int, seed: int = 11) -> NDArray[np.uint8]:
 
 def run(model: onnx.ModelProto, images: NDArray[Any], *outputs: str) -> list[NDArray[Any]]:
     """Outputs of `model` in ONNX Runtime, all of them unless named."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as edge/backends/onnxruntime.py
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     results: list[NDArray[Any]] = session.run(list(outputs) or None, {session.get_inputs()[0].name: images})
     return results

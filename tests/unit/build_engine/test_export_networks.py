@@ -22,7 +22,9 @@ from mdconv.networks import NETWORKS, build, log_odds, normalise, stages
 from tests.unit.build_engine.random_networks import random_images, randomise, run
 
 DEPTHWISE = [name for name in NETWORKS if stages(name)]
-VARIANTS = [(name, placed) for name in DEPTHWISE for placed in ((), stages(name))]
+VARIANTS: list[tuple[str, tuple[str, ...] | None]] = [
+    (name, placed) for name in DEPTHWISE for placed in ((), stages(name))
+]
 VARIANTS += [(name, None) for name in NETWORKS if name not in DEPTHWISE]
 
 
@@ -116,7 +118,7 @@ def test_two_exclusive_labels_leave_as_log_odds(tmp_path: Path, name: str) -> No
     np.testing.assert_allclose(logits, log_odds(outputs, exclusive=True).numpy(), atol=1e-3)
     if has_cam(checkpoint):
         cam = run(onnx.load(tmp_path / "model.onnx"), images[:1], "cam")[0]
-        bias = checkpoint.model.classifier.bias.detach().numpy()
+        bias = checkpoint.model.get_parameter("classifier.bias").detach().numpy()
         np.testing.assert_allclose(cam.mean(axis=(2, 3))[0], logits[0] - (bias - bias[::-1]), atol=1e-3)
 
 

@@ -86,10 +86,21 @@ def test_float_nodes_stay_as_they_are_but_for_the_functions_attributes(checkpoin
         assert set(attributes(node)) == OWN
 
 
-@pytest.mark.parametrize("stages", [("layer5",), ("layer0", "layer2", "layer6")])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 0.005), ("int8", 0.02)])
-def test_whole_network(precision: str, tolerance: float, stages: tuple[str, ...]) -> None:
-    config = {"md_stages": stages, "kernel_sizes": (3, 5, 7), "ratios": (2, 1, 1)}
+@pytest.mark.parametrize(
+    ("precision", "stages", "tolerance"),
+    [
+        ("fp32", ("layer5",), 1e-5),
+        ("fp32", ("layer0", "layer2", "layer6"), 1e-5),
+        ("fp16", ("layer5",), 0.001),
+        ("fp16", ("layer0", "layer2", "layer6"), 0.01),
+        # Random weights blow up, from layer to layer, the few codes that are rounded the other way: by 0.01 and 0.09
+        # here. A scale of one node that is wrong by half makes 0.10 and 0.15, a lost activation or bias more.
+        ("int8", ("layer5",), 0.05),
+        ("int8", ("layer0", "layer2", "layer6"), 0.12),
+    ],
+)
+def test_whole_network(precision: str, stages: tuple[str, ...], tolerance: float) -> None:
+    config: dict[str, Any] = {"md_stages": stages, "kernel_sizes": (3, 5, 7), "ratios": (2, 1, 1)}
     model = quantized_network(**config) if precision == "int8" else to_onnx(random_checkpoint(**config))
     model = to_float16(model) if precision == "fp16" else model
     image = random_images(1, 64)
@@ -97,7 +108,6 @@ def test_whole_network(precision: str, tolerance: float, stages: tuple[str, ...]
     found = PluginInterpreter(lowered).run(image)
     assert sum(node.op_type == "MDConv" for node in lowered.graph.node) >= 3
     for name, expected in zip(("logits", "cam"), run(model, image, "logits", "cam")):
-        # On the mean: random weights blow one code's rounding up, here and there.
         assert np.abs(found[name] - expected).mean() <= tolerance * np.abs(expected).max()
 
 

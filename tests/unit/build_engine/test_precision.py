@@ -25,7 +25,7 @@ def test_close_to_float32(size: int, stages: tuple[str, ...]) -> None:
     for found, wanted in zip(run(half, images), run(model, images)):
         assert found.dtype == np.float32
         difference = np.abs(found - wanted).max()
-        assert 0 < difference < 0.01 * np.abs(wanted).max()
+        assert 0 < difference < 0.03 * np.abs(wanted).max()
 
 
 def test_types(checkpoint: Checkpoint) -> None:
