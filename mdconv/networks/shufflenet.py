@@ -17,7 +17,7 @@ _CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Output channels of the first stage, by the number of groups (Zhang et al., Table 1); later stages double them."""
 _BLOCKS = {"layer0": 4, "layer1": 8, "layer2": 4}
 _STEM_CHANNELS = {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}
-"""By width. Not all in proportion: so the authors' own code has it, and so the costs that they publish come out."""
+"""By width. Not all in proportion: so the authors' own code has it with 3 groups, and the published costs come out."""
 
 
 class ShuffleUnit(nn.Module):
