@@ -23,6 +23,10 @@ from edge.errors import UsageError
 from mdconv.checkpoint import load_checkpoint
 from mdconv.networks import log_odds, normalise
 
+PIXELS = 448**2
+"""That PyTorch takes at a time: of large images a batch costs several times what they cost one by one (fresh memory for
+each layer), of small ones one by one costs more."""
+
 
 class Prediction(NamedTuple):
     """What a network says of N images."""
@@ -106,8 +110,13 @@ class _CheckpointPredictor(_Closing):
             "network": checkpoint.network,
         }
 
-    @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8]) -> Prediction:
+        step = max(1, PIXELS // self.input_size**2)
+        runs = [self._run(images[i : i + step]) for i in range(0, len(images), step)]
+        return _joined([run.logits for run in runs], [run.cam for run in runs])
+
+    @torch.inference_mode()
+    def _run(self, images: NDArray[np.uint8]) -> Prediction:
         network = self._network
         features = network.features(normalise(torch.from_numpy(np.array(images)), self._channels))
         outputs = network.classifier(features.mean(dim=(2, 3)))
@@ -160,12 +169,15 @@ class _BundlePredictor(_Closing):
 
     def predict(self, images: NDArray[np.uint8]) -> Prediction:
         runs = [self._backend.infer(images[i : i + self._batch]) for i in range(0, len(images), self._batch)]
-        maps = [run.cam for run in runs if run.cam is not None]
-        logits = np.concatenate([run.logits for run in runs])
-        return Prediction(logits, np.concatenate(maps) if len(maps) == len(runs) else None)
+        return _joined([run.logits for run in runs], [run.cam for run in runs])
 
     def close(self) -> None:
         self._backend.close()
+
+
+def _joined(logits: list[NDArray[np.float32]], cams: list[NDArray[np.float32] | None]) -> Prediction:
+    maps = [cam for cam in cams if cam is not None]
+    return Prediction(np.concatenate(logits), np.concatenate(maps) if len(maps) == len(cams) else None)
 
 
 def _precision(path: Path) -> str:

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ def small_checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "small.safetensors"
     thresholds = dict.fromkeys(CHESTXRAY14, 0.5)
-    network = build("mobilenet_v2")
+    network: Any = build("mobilenet_v2")
     randomise(network)
     network.classifier.weight.data *= 0.02  # no probability is so near 0 or 1 that two images tie
     save_checkpoint(Checkpoint(network, "mobilenet_v2", {}, CHESTXRAY14, 64, thresholds, "for a test"), path)
@@ -47,7 +48,7 @@ def small_checkpoint(tmp_path: Path) -> Path:
 def brute_force_youden(truth: np.ndarray, scores: np.ndarray) -> float:
     """The best sensitivity + specificity over all cuts, by counting."""
     cuts = [*np.unique(scores), np.inf]
-    return max((scores[truth] >= cut).mean() + (scores[~truth] < cut).mean() for cut in cuts)
+    return max(float((scores[truth] >= cut).mean() + (scores[~truth] < cut).mean()) for cut in cuts)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -168,7 +169,8 @@ def test_two_models_side_by_side_and_what_is_written(
     drawn = (tmp_path / "out" / "model-1-roc.svg").read_text()
     for text in ("synthetic phantoms, research use only", "Pneumothorax", "sensitivity", "small.safetensors"):
         assert text in drawn
-    assert cv2.imread(str(tmp_path / "out" / "model-1-roc.png")).shape[0] > 500
+    picture = cv2.imread(str(tmp_path / "out" / "model-1-roc.png"))
+    assert picture is not None and picture.shape[0] > 500
 
     assert main(arguments) == 0
     text = capsys.readouterr().out
@@ -211,6 +213,12 @@ class Saying:
     def predict(self, images: np.ndarray) -> Prediction:
         self.said += len(images)
         return Prediction(self.logits[self.said - len(images) : self.said], None)
+
+    def __enter__(self) -> Saying:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to free."""
 
 
 def test_labels_are_matched_by_name() -> None:
