@@ -41,7 +41,7 @@ demo: setup
 # Each core runs tests of its own, in one thread; more than four processes would take the memory of a small Jetson.
 test: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint stand-ins
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 	@echo "make test: linters, type check and all tests passed"
 
 lint: setup

@@ -62,6 +62,7 @@ class PluginInterpreter:
         standard = [entry for entry in self._model.opset_import if not entry.domain]
         content = helper.make_model(part, opset_imports=standard, ir_version=self._model.ir_version)
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # more would spin while NumPy computes
         options.add_session_config_entry("session.x64quantprecision", "1")  # as edge/backends/onnxruntime.py
         session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._steps.append(Segment(session, inputs, outputs))

@@ -61,8 +61,11 @@ def convolve(x: NDArray[Any], weight: NDArray[Any], layer: Layer) -> NDArray[Any
         for j in range(size):
             taps = weight[:, 0, i, j]
             used = np.flatnonzero(taps)  # few of a mixed layer's channels reach the rim
-            window = padded[:, used, i : i + layer.height : stride, j : j + layer.width : stride]
-            y[:, used] += window * taps[used][:, None, None]
+            if used.size == 0:
+                continue
+            part = slice(used[0], used[-1] + 1)  # a view, where an index array would copy
+            window = padded[:, part, i : i + layer.height : stride, j : j + layer.width : stride]
+            y[:, part] += window * taps[part, None, None]
     return y
 
 

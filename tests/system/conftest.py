@@ -12,18 +12,20 @@ import pytest
 from tests.once import made_once
 
 ROOT = Path(__file__).parents[2]
+MAKE = ROOT / "build_engine" / "make.py"
+MAKE_QUICKLY = Path(__file__).with_name("make_quickly.py")
 
 
 def run_make(
-    *arguments: str | Path, prefix: Sequence[str] = (), cwd: Path | None = None
+    *arguments: str | Path, prefix: Sequence[str] = (), cwd: Path | None = None, program: Path = MAKE_QUICKLY
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``make.py`` as a user would, behind the command `prefix`."""
-    command = [*prefix, sys.executable, ROOT / "build_engine" / "make.py", *arguments]
+    """Run ``make.py`` as a user would, behind the command `prefix`, but with a short benchmark unless by `program`."""
+    command = [*prefix, sys.executable, program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
-def build(output: Path, *arguments: str | Path) -> Path:
-    made = run_make(*arguments, "--output", output)
+def build(output: Path, *arguments: str | Path, program: Path = MAKE_QUICKLY) -> Path:
+    made = run_make(*arguments, "--output", output, program=program)
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[-1] == str(output)
     return output
@@ -32,9 +34,8 @@ def build(output: Path, *arguments: str | Path) -> Path:
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``make.py --int8`` with every default."""
-    return made_once(
-        tmp_path_factory, "int8_bundle", lambda output: build(output, "--int8", "--backend", "onnxruntime")
-    )
+    options = ("--int8", "--backend", "onnxruntime")
+    return made_once(tmp_path_factory, "int8_bundle", lambda output: build(output, *options, program=MAKE))
 
 
 @pytest.fixture(scope="session")

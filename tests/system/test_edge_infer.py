@@ -331,9 +331,9 @@ def test_an_interrupt_is_one_line(tiny_bundle_directory: Path, pictures: list[Pa
 
 
 def test_many_files_take_no_more_memory_than_few(tiny_bundle_directory: Path, chest: Path) -> None:
-    """Sixty copies of a radiograph of 3.6 million pixels: kept all at once they would be 400 MB and more."""
+    """Forty copies of a radiograph of 3.6 million pixels: kept all at once they would be 280 MB and more."""
     peaks = []
-    for count in (4, 60):
+    for count in (4, 40):
         command = [
             EDGE_INFER,
             "classify",

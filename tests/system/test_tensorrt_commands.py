@@ -18,8 +18,9 @@ from build_engine.lowering_choice import choose_fastest
 from edge.bundle import PLUGIN_LIBRARY, load_bundle, sha256_of
 from edge.interleaved import Timing
 from edge.ledger import read_ledger
-from tests.stand_ins.build import FOLDER, ROOT
+from tests.stand_ins.build import FOLDER
 from tests.stand_ins.places import stand_in_environment
+from tests.system.conftest import MAKE_QUICKLY
 
 COUNT = 50
 
@@ -126,14 +127,7 @@ def make(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
         settings = {"MDCONV_PLUGIN": str(plugin), **settings}
         environment = stand_in_environment(tmp_path / "report", tmp_path / "cache", **settings)
         given = ("--backend", "tensorrt", "--input-size", "96", "--calibration-images", "8", "--no-gate")
-        command = [
-            sys.executable,
-            ROOT / "build_engine" / "make.py",
-            *given,
-            *arguments,
-            "--output",
-            tmp_path / "bundle",
-        ]
+        command = [sys.executable, MAKE_QUICKLY, *given, *arguments, "--output", tmp_path / "bundle"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         for path in (tmp_path / "report").iterdir():
