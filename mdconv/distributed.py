@@ -139,7 +139,7 @@ def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
     assert norm.momentum is not None
     layer = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
     layer.load_state_dict(norm.state_dict())
-    return layer.to(norm.weight.device)
+    return layer.to(norm.weight)
 
 
 class _Sum(torch.autograd.Function):
@@ -171,7 +171,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        values = x.float()
+        values = x.float() if x.itemsize < 4 else x  # sums need more digits than half precision has
         count = dist.get_world_size() * x.numel() // x.shape[1]
         mean = _sum(values.sum(dim=(0, 2, 3))) / count
         centred = values - mean[:, None, None]

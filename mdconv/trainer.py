@@ -161,7 +161,7 @@ class Trainer:
         pixels = normalise(images, self._channels).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
             outputs: Tensor = network(pixels)
-        return outputs.float()
+        return outputs.float() if outputs.itemsize < 4 else outputs  # a loss needs more digits than half precision has
 
     @torch.inference_mode()
     def _validate(self) -> NDArray[np.float32]:
