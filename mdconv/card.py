@@ -109,7 +109,7 @@ def as_markdown(checkpoint: Checkpoint) -> str:
     listed = "\n".join(textwrap.fill(fact, 120, initial_indent="- ", subsequent_indent="  ") for fact in facts)
     return f"""# {checkpoint.network}: {data["train"][0]}
 
-**{checkpoint.notice.capitalize()}.**
+**{checkpoint.notice[:1].upper()}{checkpoint.notice[1:]}.**
 
 {listed}
 
