@@ -275,14 +275,52 @@ def test_phantoms_on_demand_are_those_of_the_set() -> None:
     assert chosen.boxes(1, 48) == ready.boxes(1, 48)
 
 
-def test_a_model_of_other_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def pneumonia_checkpoint(tmp_path: Path) -> Path:
+    """An untrained network of 64 pixels, normal or pneumonia."""
+    torch.manual_seed(0)
     path = tmp_path / "two.safetensors"
     labels = ("Normal", "Pneumonia")
     network = build("mobilenet_v2", labels=2)
+    randomise(network)
     thresholds = dict.fromkeys(labels, 0.5)
     save_checkpoint(
-        Checkpoint(network, "mobilenet_v2", {"labels": 2}, labels, 64, thresholds, "", exclusive=True), path
+        Checkpoint(network, "mobilenet_v2", {"labels": 2}, labels, 64, thresholds, "for a test", exclusive=True), path
     )
+    return path
+
+
+def test_the_command_on_two_labels(
+    pneumonia_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ChestX-ray2017's layout; two labels, of which 0.5 is the threshold: as the likeliest one decides."""
+    for number in range(12):
+        sick = number % 3 == 0
+        name = f"person{number}_virus_1.jpeg" if sick else f"IM-{number:04d}-0001.jpeg"
+        folder = tmp_path / "kermany" / "test" / ("PNEUMONIA" if sick else "NORMAL")
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), render(number, 64).image)
+    (tmp_path / "kermany" / "train").mkdir()
+    arguments = ["--model", str(pneumonia_checkpoint), "--chestxray2017", str(tmp_path / "kermany")]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 12 and result["positive"] == {"Normal": 8, "Pneumonia": 4}
+    assert result["notice"] == "ChestX-ray2017 (Kermany et al., Cell 2018), research use only; for a test"
+    (model,) = result["models"]
+    for label, other in (("Normal", "Pneumonia"), ("Pneumonia", "Normal")):
+        point = model["likeliest"][label]
+        assert point == {key: model["operating_points"][label][key] for key in point}
+        assert point["sensitivity"] == model["likeliest"][other]["specificity"]
+    assert model["auc"]["Normal"] == model["auc"]["Pneumonia"] == pytest.approx(model["mean_auc"])
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "likeliest label" in text and f"Normal{'':23}  {model['likeliest']['Normal']['sensitivity']:.3f}" in text
+    assert main([*arguments, "--task", "kind"]) == 2
+    assert "reports Normal, Pneumonia; chestxray2017 kind test has Bacterial, Viral" in capsys.readouterr().err
+
+
+def test_a_model_of_other_labels_is_refused(pneumonia_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = pneumonia_checkpoint
     assert main(["--model", str(path), "--phantoms", "4"]) == 2
     assert "two.safetensors reports Normal, Pneumonia" in capsys.readouterr().err
 
