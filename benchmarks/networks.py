@@ -1,6 +1,6 @@
 """The ten networks (five, each with and without MD-Conv) as INT8 bundles: their latency side by side, and agreement.
 
-    python benchmarks/networks.py --runs RUNS --output DIR
+    python -m benchmarks.networks --runs RUNS --output DIR
 
 Checkpoints come from `python -m benchmarks.paper table-3 --output RUNS`, trained briefly on synthetic phantoms. Each
 goes through `make.py --int8` and `edge-infer classify`, as processes; then all bundles take turns in this one, so that
