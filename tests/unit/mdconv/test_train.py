@@ -7,29 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
+from edge.labels import CHESTXRAY14
+from mdconv import train
 from mdconv.checkpoint import load_checkpoint
 from mdconv.train import main
+from tests.unit.mdconv.squares import write_children
 
+VALIDATED_ON = "phantoms 1000000 to 1000039"
 RUN = ["--size", "32", "--batch", "8", "--epochs", "1", "--workers", "0", "--network", "shufflenet_v2"]
 
 
 @pytest.fixture(scope="module")
 def kermany(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 x 40 images in ChestX-ray2017's folders: 60 children with bacterial pneumonia, 60 with viral, 20 with none."""
-    root = tmp_path_factory.mktemp("kermany")
-    rng = np.random.default_rng(0)
-    names = [f"PNEUMONIA/person{n}_{'bacteria' if n % 2 else 'virus'}_{n}.jpeg" for n in range(120)]
-    names += [f"NORMAL/IM-{n:04d}-0001.jpeg" for n in range(200, 220)]
-    for part in ("train", "test"):
-        for name in names if part == "train" else (names[0], names[1], names[-1]):
-            path = root / part / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), rng.integers(0, 120 if "virus" in name else 255, (40, 40), np.uint8))
-    return root
+    return write_children(tmp_path_factory.mktemp("kermany"))
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -115,12 +107,16 @@ def test_an_output_that_cannot_be_written(kermany: Path, tmp_path: Path, capsys:
     assert status == 3 and "cannot write" in error
 
 
-def test_the_history_can_be_read(kermany: Path, tmp_path: Path) -> None:
+def test_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "VALIDATION_PHANTOMS", 40)
     output = tmp_path / "out"
-    assert main(["--chestxray2017", str(kermany), "--output", str(output), *RUN]) == 0
+    assert main(["--phantoms", "16", "--cache", str(tmp_path / "cache"), "--output", str(output), *RUN]) == 0
     (record,) = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
     assert record["epoch"] == 1 and 0 < record["loss"] < 2 and record["images_per_second"] > 0
-    assert load_checkpoint(output / "best.safetensors").labels == ("Normal", "Pneumonia")
+    checkpoint = load_checkpoint(output / "best.safetensors")
+    assert checkpoint.labels == CHESTXRAY14 and checkpoint.notice == "synthetic phantoms, research use only"
+    assert checkpoint.card["data"] == {"train": ["phantoms 0 to 15", 16], "validation": [VALIDATED_ON, 40]}
+    assert len(list((tmp_path / "cache").glob("*-37.npy"))) == 2  # rendered at 8/7 of the size, to be cropped
 
 
 def test_the_command_has_help() -> None:
