@@ -24,8 +24,9 @@ EMULATOR = PLUGIN / "host"
 UNFUSED = ROOT / "benchmarks" / "kernels"
 FOLDER = ROOT / ".cache" / "native"
 
+# -O2 takes half as long again to compile and runs no faster.
 FLAGS = (
-    "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
     "-Wno-unknown-pragmas",  # nvcc's unroll
     "-Wno-maybe-uninitialized",  # g++ does not see that two branches ask the same thing
     "-fno-strict-aliasing",  # device code reads a register's bits through a pointer
