@@ -7,6 +7,7 @@ The metadata holds one JSON object under the key ``mdconv``: ``network`` and ``c
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write weights and metadata to `path`, by way of a temporary file beside it."""
+    """Write weights and metadata to `path`, by way of a temporary file beside it. Raises `OSError`."""
     meaning = {name: getattr(checkpoint, name) for name in (*_REQUIRED, "exclusive")}
     temporary = path.with_name(path.name + ".partial")
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
@@ -55,6 +56,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(meaning, sort_keys=True)})
         temporary.chmod(0o644)  # it comes out readable for its owner only
         temporary.replace(path)
+    except SafetensorError as error:  # which is how safetensors wraps what the system says
+        raise OSError(errno.EIO, str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import shlex
 import signal
 import sys
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--phantoms", type=int, metavar="N", help="so many synthetic phantoms: 14 findings")
     data.add_argument("--task", choices=("pneumonia", "kind"), help="of ChestX-ray2017 (default: pneumonia)")
     data.add_argument("--cache", type=Path, metavar="DIR", help="folder to keep rendered phantoms in")
-    data.add_argument("--workers", type=int, help=f"processes that read images (default: {READERS}; phantoms: 0)")
+    data.add_argument("--workers", type=int, help=f"processes that read images (default: up to {READERS}; phantoms: 0)")
     network = parser.add_argument_group("network")
     network.add_argument("--network", choices=tuple(NETWORKS), help="default: mobilenet_v2")
     network.add_argument("--md-stages", metavar="S", help='stages with MD-Conv: "all", "none" or "layer3,layer5"')
@@ -134,7 +135,8 @@ def _train(options: argparse.Namespace, command: str, world: World) -> None:
     chosen = {name: getattr(options, name) for name in _RECIPE if getattr(options, name) is not None}
     recipe = Recipe(**{"size": size, "seed": options.seed, **(_FINE_TUNING if options.qat else {}), **chosen})
     train, validation = world.in_turn(lambda: _sets(options, recipe.size))
-    workers = options.workers if options.workers is not None else 0 if options.phantoms else READERS
+    readers = 0 if options.phantoms else min(READERS, os.cpu_count() or 1)
+    workers = readers if options.workers is None else options.workers
     scales = read_scales(options.qat, options.initial) if options.qat else None
     with _asked_to_stop() as stop:
         trained = fit(

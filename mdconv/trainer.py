@@ -60,7 +60,7 @@ class Trainer:
         self._computes = computes
         self._forward = computes
         if world.size > 1:
-            self._forward = nn.parallel.DistributedDataParallel(computes, broadcast_buffers=False)
+            self._forward = nn.parallel.DistributedDataParallel(computes)
         self._optimiser = torch.optim.Adam(model.parameters(), lr=0.0, weight_decay=recipe.weight_decay)
         self._autocast = autocast_dtype(recipe.precision, world.device)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=self._autocast is torch.float16)

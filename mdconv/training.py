@@ -132,7 +132,9 @@ def fit(
     except OSError as error:
         raise MachineError(f"cannot write to the output folder: {describe_os_error(error)}") from error
     except RuntimeError as error:
-        raise (_explained(error, world) or error) from error.__cause__
+        if explained := _explained(error, world):
+            raise explained from error
+        raise
     return Trained(directory / BEST, progress.best_epoch, progress.history, progress.seconds)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge.errors import InputRefusedError, UsageError
+from edge.errors import InputRefusedError, MachineError, UsageError
 from edge.statistics import roc_auc
 from mdconv.card import as_markdown
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -185,6 +185,24 @@ def test_initial_weights(tmp_path: Path) -> None:
         train(tmp_path / "a", initial=first, config={**CONFIG, "labels": 2}, **exclusive)
     with pytest.raises(UsageError, match="has other layers"):
         train(tmp_path / "b", initial=first, config={**CONFIG, "md_stages": ("layer0",)})
+
+
+def test_half_precision_rounds_activations_and_no_more(tmp_path: Path) -> None:
+    recipe = replace(TINY, epochs=1)
+    exact, half = (
+        train(tmp_path / precision, replace(recipe, precision=precision)) for precision in ("float32", "bfloat16")
+    )
+    assert half.history[0]["loss"] != exact.history[0]["loss"]
+    assert half.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], abs=0.05)
+    weights = load_checkpoint(half.checkpoint).model.state_dict()
+    assert {weight.dtype for weight in weights.values()} == {torch.float32, torch.int64}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / BEST).mkdir()
+    (tmp_path / BEST / "in the way").touch()
+    with pytest.raises(MachineError, match=r"^cannot write to the output folder: [^\n]*best\.safetensors[^\n]*$"):
+        train(tmp_path, replace(TINY, epochs=1))
 
 
 def test_what_tensorboard_shows(tmp_path: Path) -> None:
