@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(words)
     command = f"python -m mdconv.train {shlex.join(words)}"
+    demo = not (options.chestxray14 or options.chestxray2017 or options.phantoms is not None)
     try:
-        if options.chestxray14 or options.chestxray2017 or options.phantoms is not None:
+        if not demo:
             with join_world() as world:
                 _train(options, command, world)
         else:
@@ -64,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        how = "nothing was written" if demo else "the same command goes on"
+        print(f"interrupted; {how}: {command}", file=sys.stderr)
         return 130
     return 0
 

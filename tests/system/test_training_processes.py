@@ -158,7 +158,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     one.send_signal(signal.SIGINT)
     _, errors = one.communicate(timeout=120)
     assert one.returncode == 130 and "Traceback" not in errors
-    assert f"interrupted; to go on: python -m mdconv.train {' '.join(words)}" in errors
+    assert f"interrupted; the same command goes on: python -m mdconv.train {' '.join(words)}" in errors
     before = history_of(output)
     assert 1 <= len(before) < 6
     assert main(words) == 0
