@@ -22,8 +22,7 @@ from build_engine.onnx_layers import Place, weightless_nodes
 from calibration.graph import add_constant
 from edge.errors import UsageError
 from mdconv.layers import MDConv
-
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
+from mdconv.tracing import ACTIVATIONS, FeatureTracer, folded_norm, function_name, layer_name, layer_of, only_reader
 
 
 def write_features(network: nn.Module, graph: onnx.GraphProto, source: str, size: int, in_channels: int) -> str:
@@ -49,7 +48,7 @@ def write_classifier(classifier: nn.Sequential, graph: onnx.GraphProto, features
             weight = add_constant(graph, f"{name}.weight", layer.weight.detach().numpy()[:, :, None, None])
             bias = add_constant(graph, f"{name}.bias", layer.bias.detach().numpy())
             node = helper.make_node("Conv", [source, weight, bias], [name], name=name, kernel_shape=[1, 1])
-        elif kind := _ACTIVATIONS.get(type(layer)):
+        elif kind := ACTIVATIONS.get(type(layer)):
             node = activation_node(graph, kind, source, name, name)
         elif isinstance(layer, nn.Dropout):
             continue
@@ -73,20 +72,11 @@ def fold_batch_norm(
     return folded.astype(np.float32), ((bias - mean) * factor + shift).astype(np.float32)
 
 
-class _Tracer(fx.Tracer):
-    """Traces `features` down to the layers of torch.nn and `MDConv`."""
-
-    traced_func_name = "features"
-
-    def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(module, MDConv) or super().is_leaf_module(module, module_qualified_name)
-
-
 class _Writer:
     def __init__(self, network: nn.Module, graph: onnx.GraphProto, example: torch.Tensor) -> None:
         self.network = network
         self.graph = graph
-        self.traced = _Tracer().trace(network)
+        self.traced = FeatureTracer().trace(network)
         with torch.inference_mode():  # notes each tensor's shape on its node
             ShapeProp(fx.GraphModule(network, self.traced)).propagate(example)
         self.tensors: dict[fx.Node, str] = {}
@@ -95,7 +85,11 @@ class _Writer:
         """The ONNX tensors that hold the parts of a chunk."""
         self.source = ""
         # A model has one MDConv function, so one activation: where a network mixes them, they stay nodes of their own.
-        kinds = {self._activation_after(node) for node in self.traced.nodes if isinstance(self._layer(node), MDConv)}
+        kinds = {
+            self._activation_after(node)
+            for node in self.traced.nodes
+            if isinstance(layer_of(self.network, node), MDConv)
+        }
         self.fuses_activation = len(kinds) == 1
 
     def write(self, source: str) -> str:
@@ -110,7 +104,7 @@ class _Writer:
         return self.tensors[node.args[0]]
 
     def _write_node(self, node: fx.Node) -> None:
-        layer = self._layer(node)
+        layer = layer_of(self.network, node)
         if layer is None:
             self._write_function(node)
             return
@@ -121,7 +115,7 @@ class _Writer:
             self._write_convolution(node, layer, source)
         elif isinstance(layer, nn.BatchNorm2d):
             self._write_batch_norm(node, layer, source)
-        elif kind := _ACTIVATIONS.get(type(layer)):
+        elif kind := ACTIVATIONS.get(type(layer)):
             name = f"{source}.{kind}"
             self._append(activation_node(self.graph, kind, source, name, name), node)
         elif isinstance(layer, (nn.Identity, nn.Dropout)):
@@ -136,7 +130,7 @@ class _Writer:
 
     def _write_function(self, node: fx.Node) -> None:
         """Additions, products and concatenations of whole tensors along channels, and channels cut into equal parts."""
-        name = f"{next(reversed(node.meta['nn_module_stack']), 'features')}.{getattr(node.target, '__name__', '')}"
+        name = function_name(node)
         if node.target in (operator.add, operator.mul) and len(node.all_input_nodes) == 2:
             kind = "Add" if node.target is operator.add else "Mul"
             inputs = [self.tensors[value] for value in node.all_input_nodes]
@@ -163,7 +157,7 @@ class _Writer:
         return bool(node.kwargs.get("dim", default) == 1)
 
     def _unknown(self, node: fx.Node) -> UsageError:
-        layer = self._layer(node)
+        layer = layer_of(self.network, node)
         return UsageError(
             f"{node.target} ({type(layer).__name__ if layer else node.op}) has no ONNX form here: expected a network "
             "of zero-padded convolutions, batch norm, ReLU, ReLU6, hardswish, hardsigmoid, pools, channel shuffles, "
@@ -182,7 +176,7 @@ class _Writer:
         self._append(helper.make_node("Add", inputs, [name], name=name), node)
 
     def _write_mdconv(self, node: fx.Node, layer: MDConv, source: str) -> None:
-        name = self._name(node)
+        name = layer_name(self.network, node)
         weight, bias, values = self._folded(node, layer.padded_weight(), None)
         activation = self._activation_after(node) if self.fuses_activation else "none"
         if activation != "none":
@@ -202,7 +196,7 @@ class _Writer:
         )
 
     def _write_convolution(self, node: fx.Node, layer: nn.Conv2d, source: str) -> None:
-        name = self._name(node)
+        name = layer_name(self.network, node)
         weight, bias, values = self._folded(node, layer.weight, layer.bias)
         if source == self.source:
             weight = weight.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
@@ -225,9 +219,9 @@ class _Writer:
         """Weight and bias of convolution `node` with the batch norm behind it, and the fx nodes that they compute."""
         kernel = weight.detach().numpy().astype(np.float32)
         offset = np.zeros(len(kernel), np.float32) if bias is None else bias.detach().numpy().astype(np.float32)
-        reader = _reader(node)
-        norm = self._layer(reader)
-        if reader and isinstance(norm, nn.BatchNorm2d):
+        reader = folded_norm(self.network, node)
+        norm: Any = layer_of(self.network, reader)
+        if reader:
             return *fold_batch_norm(kernel, offset, norm), [node, reader]
         return kernel, offset, [node]
 
@@ -239,29 +233,10 @@ class _Writer:
         self.graph.node.append(node)
         self.tensors.update(dict.fromkeys(values, node.output[0]))
 
-    def _layer(self, node: fx.Node | None) -> nn.Module | None:
-        return self.network.get_submodule(str(node.target)) if node and node.op == "call_module" else None
-
     def _activation_after(self, node: fx.Node) -> str:
         """The activation that reads convolution `node`, behind its batch norm if it has one, or "none"."""
-        reader = _reader(node)
-        if reader and isinstance(self._layer(reader), nn.BatchNorm2d):
-            reader = _reader(reader)
-        layer = self._layer(reader)
-        return _ACTIVATIONS.get(type(layer), "none") if layer else "none"
-
-    def _name(self, node: fx.Node) -> str:
-        """The layer's path in the network; in a row of convolution, batch norm, activation the path of the row."""
-        parent, _, last = str(node.target).rpartition(".")
-        row = self.network.get_submodule(parent)
-        followers = {nn.BatchNorm2d, *_ACTIVATIONS}
-        alone = isinstance(row, nn.Sequential) and all(type(layer) in followers for layer in list(row)[1:])
-        return parent if alone and last == "0" else str(node.target)
-
-
-def _reader(node: fx.Node) -> fx.Node | None:
-    """The one node that reads `node`, or None if several do: then nothing may be fused into it."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+        layer = layer_of(self.network, only_reader(folded_norm(self.network, node) or node))
+        return ACTIVATIONS.get(type(layer), "none") if layer else "none"
 
 
 def _float64(tensor: torch.Tensor) -> NDArray[np.float64]:
