@@ -77,6 +77,8 @@ def build_bundle(options: BuildOptions) -> Path:
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
     backend = _choose_backend(options.backend)
     check_lowering(options.lowering, backend)
+    if backend == "tensorrt":
+        probe_platform()  # what is missing is said now, not after the calibration
     name = f"{checkpoint.network}-{options.precision}-{backend}"
     output = options.output or Path("out") / name
     say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")
