@@ -74,6 +74,7 @@ def test_processes_share_a_batch() -> None:
     assert same(together, an_epoch())
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where fewer cores are visible
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
 def test_workers_read_the_same_in_the_same_order_and_name_what_they_cannot_read() -> None:
     assert same(an_epoch(workers=2), an_epoch())
