@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,12 +21,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.paper.experiments import EXPERIMENTS, Arm
 from edge.backends import open_backend
+from edge.backends.onnxruntime import open_session
 from edge.bundle import PORTABLE_MODEL, Bundle, load_bundle
 from edge.results import probabilities
 from edge.selftest import golden_inputs
@@ -84,9 +86,7 @@ def take_turns(
 
 def agreement(built: Built, images: dict[str, NDArray[np.uint8]]) -> dict[str, float]:
     """INT8 against float32: mean and largest difference of a probability, share of equal first findings."""
-    reference = onnxruntime.InferenceSession(
-        built.bundle.directory / PORTABLE_MODEL, providers=["CPUExecutionProvider"]
-    )
+    reference = open_session(built.bundle.directory / PORTABLE_MODEL, threads=os.cpu_count() or 1)
     labels = built.bundle.labels
     differences, same = [], 0
     for result in built.results:
@@ -117,8 +117,6 @@ def main() -> int:
     if not (phantoms / "test" / "labels.csv").exists():
         write_folder(phantoms / "calibration", 128, CALIBRATION_SEEDS.start, options.size)
         write_folder(phantoms / "test", options.images, TEST_SEEDS.start, options.size)
-    import cv2
-
     images = {
         path.name: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted((phantoms / "test").glob("*.png"))
     }
@@ -132,9 +130,7 @@ def main() -> int:
 
     contestants: list[Callable[[NDArray[np.uint8]], object]] = []
     for one in built:
-        session = onnxruntime.InferenceSession(
-            one.bundle.directory / PORTABLE_MODEL, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(one.bundle.directory / PORTABLE_MODEL, threads=os.cpu_count() or 1)
         contestants += [lambda image, session=session: session.run(["logits"], {"image": image})]  # type: ignore[misc]
         contestants += [open_backend(one.bundle, "onnxruntime").infer]
     times = take_turns(contestants, golden_inputs(built[0].bundle)[0], options.rounds)
