@@ -23,7 +23,7 @@ from mdconv.data.phantom import TEST_SEEDS, render
 from mdconv.data.phantom.folder import write_folder
 from mdconv.data.phantom.on_demand import PhantomsOnDemand, phantoms_on_demand
 from mdconv.data.phantom.sets import phantom_cases
-from mdconv.evaluate import area_per_finding, main, predict, youden_thresholds
+from mdconv.evaluate import area_per_finding, main, predict
 from mdconv.evaluation import Judged, describe, difference, judge
 from mdconv.metrics import patient_weights, resampled_areas
 from mdconv.networks import build, normalise
@@ -43,39 +43,6 @@ def small_checkpoint(tmp_path: Path) -> Path:
     network.classifier.weight.data *= 0.02  # no probability is so near 0 or 1 that two images tie
     save_checkpoint(Checkpoint(network, "mobilenet_v2", {}, CHESTXRAY14, 64, thresholds, "for a test"), path)
     return path
-
-
-def brute_force_youden(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The best sensitivity + specificity over all cuts, by counting."""
-    cuts = [*np.unique(scores), np.inf]
-    return max(float((scores[truth] >= cut).mean() + (scores[~truth] < cut).mean()) for cut in cuts)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_youden_thresholds_reach_the_best_sum(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels = rng.random((60, 14)) < 0.3
-    labels[:2] = [[True], [False]]
-    scores = (0.2 * labels + rng.random((60, 14)).round(2) * 0.8).astype(np.float32)
-    for index, (name, cut) in enumerate(youden_thresholds(labels, scores).items()):
-        truth, values = labels[:, index], scores[:, index]
-        reached = (values[truth] >= cut).mean() + (values[~truth] < cut).mean()
-        assert name == CHESTXRAY14[index] and 0 <= cut <= 1
-        assert reached == pytest.approx(brute_force_youden(truth, values))
-
-
-def test_a_threshold_needs_both_kinds_of_case() -> None:
-    labels = np.ones((5, 14), bool)
-    with pytest.raises(ValueError, match="Atelectasis"):
-        youden_thresholds(labels, np.zeros((5, 14), np.float32))
-
-
-def test_findings_without_both_kinds_have_no_area() -> None:
-    labels = np.zeros((4, 14), bool)
-    labels[:2, 3] = True
-    assert area_per_finding(labels, np.tile(np.array([[0.9], [0.8], [0.1], [0.2]], np.float32), 14)) == {
-        "Infiltration": 1.0
-    }
 
 
 def test_predictions_do_not_depend_on_the_batch(small_checkpoint: Path) -> None:
