@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,14 @@ class Cases(ABC):
     @abstractmethod
     def select(self, indices: Sequence[int]) -> Cases:
         """The set of these images, in this order."""
+
+    def chosen(self, indices: Sequence[int]) -> dict[str, Any]:
+        """What every data set's `select` replaces: truth, ids and patients of these images."""
+        return {
+            "truth": self.truth[list(indices)],
+            "ids": tuple(self.ids[i] for i in indices),
+            "patients": tuple(self.patients[i] for i in indices),
+        }
 
     def boxes(self, index: int, size: int) -> list[Box]:
         """Boxes of image `index`, in pixels of a (size, size) image; empty where none are known."""

@@ -29,11 +29,4 @@ class LabelledFiles(Cases):
             raise InputRefusedError(f"{file}: {error}") from None
 
     def select(self, indices: Sequence[int]) -> LabelledFiles:
-        chosen = list(indices)
-        return replace(
-            self,
-            truth=self.truth[chosen],
-            ids=tuple(self.ids[i] for i in chosen),
-            patients=tuple(self.patients[i] for i in chosen),
-            files=tuple(self.files[i] for i in chosen),
-        )
+        return replace(self, **self.chosen(indices), files=tuple(self.files[i] for i in indices))

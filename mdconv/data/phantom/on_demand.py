@@ -23,13 +23,7 @@ class PhantomsOnDemand(Cases):
         return render(self.seeds[index], size).image
 
     def select(self, indices: Sequence[int]) -> PhantomsOnDemand:
-        return replace(
-            self,
-            truth=self.truth[list(indices)],
-            ids=tuple(self.ids[i] for i in indices),
-            patients=tuple(self.patients[i] for i in indices),
-            seeds=tuple(self.seeds[i] for i in indices),
-        )
+        return replace(self, **self.chosen(indices), seeds=tuple(self.seeds[i] for i in indices))
 
     def boxes(self, index: int, size: int) -> list[Box]:
         return [Box(*box) for box in render(self.seeds[index], size).boxes]

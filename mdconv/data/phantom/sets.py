@@ -37,15 +37,8 @@ class PhantomCases(Cases):
         return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
     def select(self, indices: Sequence[int]) -> PhantomCases:
-        chosen = list(indices)
-        return replace(
-            self,
-            truth=self.truth[chosen],
-            ids=tuple(self.ids[i] for i in chosen),
-            patients=tuple(self.patients[i] for i in chosen),
-            images=self.images[chosen],
-            seeds=tuple(self.seeds[i] for i in chosen),
-        )
+        images, seeds = self.images[list(indices)], tuple(self.seeds[i] for i in indices)
+        return replace(self, **self.chosen(indices), images=images, seeds=seeds)
 
     def boxes(self, index: int, size: int) -> list[Box]:
         return [Box(*box) for box in render(self.seeds[index], size).boxes]
