@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,27 @@ from mdconv.distributed import World
 def demo_card(
     *,
     command: str,
-    train: tuple[int, int],
     validation: tuple[int, int],
     test: tuple[int, int],
     recipe: dict[str, Any],
-    seconds: float,
+    parts: Sequence[Mapping[str, Any]],
     areas: dict[str, float],
 ) -> dict[str, Any]:
     """The JSON form for the demo network.
 
-    `train`, `validation` and `test` are the first seed and the number of phantoms of each set.
+    `validation` and `test` are the first seed and the number of phantoms of each set, `parts` how each part of the
+    recipe went (`mdconv.demo_recipe.Trained`).
     """
     return {
         "notice": NOTICE,
         "command": command,
         "data": {
             "kind": "synthetic phantoms (mdconv.data.phantom)",
-            "train_seeds": list(train),
             "validation_seeds": list(validation),
             "test_seeds": list(test),
         },
         "recipe": recipe,
-        "seconds": round(seconds),
-        "machine": _machine(torch.device("cpu")),
+        "parts": list(parts),
         "auc": {label: round(area, 4) for label, area in areas.items()},
         "mean_auc": round(float(np.mean(list(areas.values()))), 4),
     }
@@ -71,7 +69,7 @@ def training_card(
         "epoch": int(record["epoch"]),
         "seconds": round(record["seconds"]),
         "processes": world.size,
-        "machine": _machine(world.device),
+        "machine": machine(world.device),
         "validation_auc": {label: round(area, 4) for label, area in areas.items()},
         "validation_mean_auc": round(record["mean_auc"], 4),
     }
@@ -79,7 +77,7 @@ def training_card(
 
 def as_markdown(checkpoint: Checkpoint) -> str:
     """The card of a checkpoint that was read from its file, as Markdown."""
-    if "stages" in checkpoint.card["recipe"]:
+    if "parts" in checkpoint.card["recipe"]:
         return _demo_markdown(checkpoint)
     card, config = checkpoint.card, checkpoint.config
     recipe, data = card["recipe"], card["data"]
@@ -130,8 +128,8 @@ def _or_dash(area: float | None) -> str:
 def _demo_markdown(checkpoint: Checkpoint) -> str:
     card, recipe = checkpoint.card, checkpoint.card["recipe"]
     data = card["data"]
-    stages = [
-        f"| {stage['size']} | {stage['images']} | {stage['epochs']} | {stage['batch']} |" for stage in recipe["stages"]
+    parts = [
+        _part_markdown(number, part, went) for number, (part, went) in enumerate(zip(recipe["parts"], card["parts"]), 1)
     ]
     findings = [
         f"| {label} | {card['auc'][label]:.4f} | {checkpoint.thresholds[label]:.4f} |" for label in checkpoint.labels
@@ -148,18 +146,14 @@ reports have a network that really separates something. They must not be used to
 - file: sha256 {checkpoint.sha256}
 - made by: `{card["command"]}`
 - seed: {recipe["seed"]}
-- data: {data["kind"]}: {data["train_seeds"][1]} to train (seeds from {data["train_seeds"][0]}),
-  {data["validation_seeds"][1]} for the thresholds (from {data["validation_seeds"][0]}),
-  {data["test_seeds"][1]} held out for the areas below (from {data["test_seeds"][0]})
-- recipe: Adam, weight decay {recipe["weight_decay"]:g}; learning rate {recipe["learning_rate"]:g} at its peak, after
-  {recipe["warm_up_steps"]} steps of warm-up, then a cosine over the pixels processed; binary cross-entropy; random
-  mirroring; bfloat16 autocast. `mdconv/demo_recipe.py` says where it departs from the paper and why
-- time: {card["seconds"] / 60:.0f} minutes on {card["machine"]}, rendering included
+- data: {data["kind"]}: those of the tables below to train,
+  {data["validation_seeds"][1]} for the thresholds (seeds from {data["validation_seeds"][0]}),
+  {data["test_seeds"][1]} held out for the areas (seeds from {data["test_seeds"][0]})
+- recipe: Adam, weight decay {recipe["weight_decay"]:g}, binary cross-entropy, random mirroring; in each part a warm-up
+  of the learning rate, then a cosine over the pixels processed. `mdconv/demo_recipe.py` says where it departs from the
+  paper and why
 
-| pixels | phantoms | epochs | batch |
-|---|---|---|---|
-{chr(10).join(stages)}
-
+{chr(10).join(parts)}
 Area under the ROC curve on the held-out phantoms (float32), and the probability from which a finding counts as positive
 (Youden's index on the validation phantoms):
 
@@ -172,7 +166,25 @@ To measure this again: `python -m mdconv.evaluate --phantoms {data["test_seeds"]
 """
 
 
-def _machine(device: torch.device) -> str:
+def _part_markdown(number: int, part: Mapping[str, Any], went: Mapping[str, Any]) -> str:
+    weight = part["location_weight"]
+    taught = f"labels, and where the boxes of lesions are (weight {weight:g})" if weight else "labels alone"
+    rows = [
+        f"| {stage['size']} | {stage['images']} (from {stage['first']}) | {stage['epochs']} | {stage['batch']} |"
+        for stage in part["stages"]
+    ]
+    rate = f"learning rate {part['learning_rate']:g} at its peak, after {part['warm_up_steps']} steps of warm-up"
+    return f"""Part {number}: {taught}; {rate}.
+{went["seconds"] / 60:.0f} minutes in {went["precision"]} on {went["machine"]}, rendering included.
+
+| pixels | phantoms (seeds) | epochs | batch |
+|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def machine(device: torch.device) -> str:
+    """The processor that trains, for people."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
     return f"{_processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"

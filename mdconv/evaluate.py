@@ -19,76 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-
 from edge.errors import EdgeError, UsageError, describe_os_error
-from edge.labels import CHESTXRAY14
 from edge.progress import ProgressLine
-from edge.statistics import roc_auc
 from mdconv.data.cases import Cases
 from mdconv.data.phantom import TEST_SEEDS
 from mdconv.evaluation import Judged, describe, difference, judge
-from mdconv.networks import normalise
 from mdconv.predictors import open_predictor
 from mdconv.weights import DEMO_CHECKPOINT
-
-BATCH = 16
-
-
-def predict(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probabilities (N, L) of images (N, 1, S, S); leaves the model in evaluation mode."""
-    model.eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            pixels = torch.from_numpy(np.array(images[start : start + BATCH]))
-            parts.append(torch.sigmoid(model(normalise(pixels))).numpy())
-    return np.concatenate(parts)
-
-
-def area_per_finding(labels: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> dict[str, float]:
-    """AUC of each of the 14 findings, from labels and probabilities (N, 14).
-
-    A finding that all images have, or none, has no AUC and is left out.
-    """
-    return {
-        name: roc_auc(labels[:, index], probabilities[:, index])
-        for index, name in enumerate(CHESTXRAY14)
-        if 0 < labels[:, index].sum() < len(labels)
-    }
-
-
-def youden_thresholds(labels: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> dict[str, float]:
-    """The probability of each finding at which sensitivity + specificity is greatest (Youden, Cancer 3, 1950).
-
-    Labels and probabilities are (N, 14). Raises `ValueError` if a finding has no positive or no negative case.
-    """
-    try:
-        return {name: youden_threshold(labels[:, i], probabilities[:, i]) for i, name in enumerate(CHESTXRAY14)}
-    except ValueError as error:
-        present = labels.sum(axis=0)
-        names = [name for name, count in zip(CHESTXRAY14, present) if not 0 < count < len(labels)]
-        raise ValueError(f"{', '.join(names)}: {error}") from None
-
-
-def youden_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floating[Any]]) -> float:
-    """The probability at which sensitivity + specificity is greatest, for one finding; truth and probabilities (N,).
-
-    Raises `ValueError` if there is no positive or no negative case.
-    """
-    if not 0 < truth.sum() < len(truth):
-        raise ValueError(f"{truth.sum()} of {len(truth)} cases are positive, a threshold needs both kinds")
-    scores = probabilities.astype(np.float64)
-    cuts = np.unique(scores)
-    positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
-    sensitivity = 1 - np.searchsorted(positives, cuts, "left") / len(positives)
-    specificity = np.searchsorted(negatives, cuts, "left") / len(negatives)
-    best = int(np.argmax(sensitivity + specificity))
-    below = cuts[best - 1] if best else 0.0
-    return float((below + cuts[best]) / 2)  # half way to the next score: neither case decides it alone
 
 
 def open_cases(options: argparse.Namespace) -> Cases:

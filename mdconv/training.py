@@ -23,7 +23,7 @@ from mdconv.card import training_card
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mdconv.data.cases import Cases
 from mdconv.distributed import World, alone, spread_out
-from mdconv.evaluate import youden_threshold
+from mdconv.metrics import youden_threshold
 from mdconv.networks import build
 from mdconv.qat import FakeQuantized, Scales
 from mdconv.recipe import PRECISIONS, Recipe

@@ -11,7 +11,7 @@ is drawn from them. Gray levels agree to rounding across versions of OpenCV.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -23,7 +23,7 @@ from mdconv.data.phantom.anatomy import draw_patient
 from mdconv.data.phantom.canvas import Canvas, Mask
 from mdconv.data.phantom.cases import draw_findings
 from mdconv.data.phantom.findings import paint
-from mdconv.data.phantom.lesion import BOXED, draw_lesion, reshape
+from mdconv.data.phantom.lesion import BOXED, Lesion, draw_lesion, reshape
 from mdconv.data.phantom.scene import Layer, Scene, draw_normal
 
 NOTICE = "synthetic phantoms, research use only"
@@ -78,6 +78,24 @@ def render(
         if unknown := sorted(set(findings) - set(CHESTXRAY14)):
             raise ValueError(f"no finding {', '.join(unknown)}: expected some of {', '.join(CHESTXRAY14)}")
         labels = tuple(name in findings for name in CHESTXRAY14)
+    scene, lesions = _begin(seed, size, labels, strength)
+    draw_normal(scene, _stream(seed, _PICTURE))
+    boxes = _paint(scene, lesions)
+    return Phantom(_expose(scene.attenuation(), _stream(seed, _NOISE)), labels, boxes)
+
+
+def boxes_of(seed: int, size: int = 448) -> list[Box]:
+    """The boxes of the phantom of a seed, without rendering it: several times as fast."""
+    return _paint(*_begin(seed, size, labels_of(seed), None))
+
+
+def labels_of(seed: int) -> tuple[bool, ...]:
+    """Which of the 14 findings the phantom of a seed has, without rendering it."""
+    return draw_findings(_stream(seed, _LABELS))
+
+
+def _begin(seed: int, size: int, labels: Sequence[bool], strength: float | None) -> tuple[Scene, list[Lesion]]:
+    """The patient, nothing painted yet, and the lesions to paint."""
     lesions = [
         draw_lesion(name, _stream(seed, _FINDINGS + number), strength)
         for number, (name, present) in enumerate(zip(CHESTXRAY14, labels))
@@ -86,19 +104,16 @@ def render(
     patient = draw_patient(_stream(seed, _PATIENT))
     for lesion in lesions:
         reshape(patient, lesion)
-    scene = Scene(Canvas(size, patient.scale, patient.degrees, patient.shift), patient)
-    draw_normal(scene, _stream(seed, _PICTURE))
+    return Scene(Canvas(size, patient.scale, patient.degrees, patient.shift), patient), lesions
+
+
+def _paint(scene: Scene, lesions: Sequence[Lesion]) -> list[Box]:
     boxes = []
     for lesion in lesions:
         area = paint(scene, lesion)
         if area is not None and lesion.finding in BOXED:
             boxes.append((lesion.finding, *_bounds(area)))
-    return Phantom(_expose(scene.attenuation(), _stream(seed, _NOISE)), labels, boxes)
-
-
-def labels_of(seed: int) -> tuple[bool, ...]:
-    """Which of the 14 findings the phantom of a seed has, without rendering it."""
-    return draw_findings(_stream(seed, _LABELS))
+    return boxes
 
 
 def _stream(seed: int, purpose: int) -> np.random.Generator:

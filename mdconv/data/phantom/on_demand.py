@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge.labels import CHESTXRAY14
 from mdconv.data.cases import Box, Cases
-from mdconv.data.phantom import NOTICE, labels_of, render
+from mdconv.data.phantom import NOTICE, boxes_of, labels_of, render
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PhantomsOnDemand(Cases):
         return replace(self, **self.chosen(indices), seeds=tuple(self.seeds[i] for i in indices))
 
     def boxes(self, index: int, size: int) -> list[Box]:
-        return [Box(*box) for box in render(self.seeds[index], size).boxes]
+        return [Box(*box) for box in boxes_of(self.seeds[index], size)]
 
 
 def phantoms_on_demand(seeds: range) -> PhantomsOnDemand:

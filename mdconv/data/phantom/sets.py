@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge.errors import MachineError, describe_os_error
 from edge.labels import CHESTXRAY14
 from mdconv.data.cases import Box, Cases
-from mdconv.data.phantom import NOTICE, render
+from mdconv.data.phantom import NOTICE, boxes_of, render
 
 GENERATOR_VERSION = 1
 """Raised when the same seed gives another picture, so that kept files are not taken for new ones."""
@@ -41,7 +41,7 @@ class PhantomCases(Cases):
         return replace(self, **self.chosen(indices), images=images, seeds=seeds)
 
     def boxes(self, index: int, size: int) -> list[Box]:
-        return [Box(*box) for box in render(self.seeds[index], size).boxes]
+        return [Box(*box) for box in boxes_of(self.seeds[index], size)]
 
 
 def phantom_cases(seeds: range, size: int, cache: Path | None = None) -> PhantomCases:

@@ -23,9 +23,10 @@ from mdconv.data.phantom import TEST_SEEDS, render
 from mdconv.data.phantom.folder import write_folder
 from mdconv.data.phantom.on_demand import PhantomsOnDemand, phantoms_on_demand
 from mdconv.data.phantom.sets import phantom_cases
-from mdconv.evaluate import area_per_finding, main, predict
+from mdconv.demo_recipe import predict
+from mdconv.evaluate import main
 from mdconv.evaluation import Judged, describe, difference, judge
-from mdconv.metrics import patient_weights, resampled_areas
+from mdconv.metrics import area_per_finding, patient_weights, resampled_areas
 from mdconv.networks import build, normalise
 from mdconv.predictors import Prediction
 from mdconv.weights import DEMO_CHECKPOINT

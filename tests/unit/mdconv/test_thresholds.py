@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.labels import CHESTXRAY14
-from mdconv.evaluate import area_per_finding, youden_thresholds
+from mdconv.metrics import area_per_finding, youden_thresholds
 
 
 def brute_force_youden(truth: np.ndarray, scores: np.ndarray) -> float:

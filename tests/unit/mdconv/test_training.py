@@ -18,7 +18,7 @@ from edge.statistics import roc_auc
 from mdconv.card import as_markdown
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mdconv.distributed import World
-from mdconv.evaluate import youden_threshold
+from mdconv.metrics import youden_threshold
 from mdconv.networks import build, normalise
 from mdconv.recipe import learning_rate
 from mdconv.training import BEST, Recipe, Trained, fit
