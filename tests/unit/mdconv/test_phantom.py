@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.labels import CHESTXRAY14
-from mdconv.data.phantom import TEST_SEEDS, Phantom, render
+from mdconv.data.phantom import TEST_SEEDS, Phantom, boxes_of, render
 from mdconv.data.phantom.cases import NORMAL_SHARE, draw_findings, draw_size
 from mdconv.data.phantom.lesion import BOXED
 
@@ -155,3 +155,8 @@ def test_pictures_use_the_gray_scale() -> None:
 def test_wrong_use_is_named(arguments: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         render(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [97, 448])
+def test_the_boxes_alone_are_those_of_the_picture(size: int) -> None:
+    assert [boxes_of(seed, size) for seed in range(30)] == [render(seed, size).boxes for seed in range(30)]
