@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,15 +68,21 @@ class PluginInterpreter:
         session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._steps.append(Segment(session, inputs, outputs))
 
-    def run(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The model's outputs by name; `image` is its one input."""
+    def run(
+        self, image: NDArray[Any], mdconv_inputs: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """The model's outputs by name; `image` is its one input.
+
+        `mdconv_inputs`, by tensor, are what `MDConv` nodes see in place of what the model computed.
+        """
+        seen = mdconv_inputs or {}
         values = {self._model.graph.input[0].name: image}
         for step in self._steps:
             if isinstance(step, Segment):
                 feeds = {name: values[name] for name in step.inputs}
                 values.update(zip(step.outputs, step.session.run(step.outputs, feeds)))
             else:
-                values[step.output[0]] = self._mdconv(step, values[step.input[0]])
+                values[step.output[0]] = self._mdconv(step, seen.get(step.input[0], values[step.input[0]]))
         return {name: values[name] for name in self._outputs}
 
     def _mdconv(self, node: onnx.NodeProto, x: NDArray[Any]) -> NDArray[Any]:

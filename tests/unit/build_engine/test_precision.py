@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from build_engine.export import to_onnx
@@ -12,20 +13,28 @@ from calibration.placement import activations, place
 from calibration.quantize import insert
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
+from mdconv.networks import normalise
 from tests.unit.build_engine.random_networks import random_checkpoint, random_images, run
 
 
 @pytest.mark.parametrize("size", [64, 45])
 @pytest.mark.parametrize("stages", [(), ("layer5",), ("layer0", "layer2")])
 def test_close_to_float32(size: int, stages: tuple[str, ...]) -> None:
-    model = to_onnx(random_checkpoint(size, md_stages=stages), batch=2)
+    """As close as PyTorch in float16, which rounds as often: the network itself says how much that changes."""
+    checkpoint = random_checkpoint(size, md_stages=stages)
+    model = to_onnx(checkpoint, batch=2)
     half = to_float16(model)
     onnx.checker.check_model(half, full_check=True)
     images = random_images(2, size)
-    for found, wanted in zip(run(half, images), run(model, images)):
+    (wanted,) = run(model, images, "logits")
+    for found in run(half, images):
         assert found.dtype == np.float32
-        difference = np.abs(found - wanted).max()
-        assert 0 < difference < 0.03 * np.abs(wanted).max()
+    with torch.inference_mode():
+        pixels = normalise(torch.from_numpy(images)).half()
+        peer = checkpoint.model.half()(pixels).float().numpy()
+    (found,) = run(half, images, "logits")
+    own, peers = (np.sqrt(np.mean((one - wanted) ** 2)) for one in (found, peer))
+    assert 0 < own < 1.5 * peers
 
 
 def test_types(checkpoint: Checkpoint) -> None:
