@@ -34,6 +34,8 @@ def open_cases(options: argparse.Namespace) -> Cases:
         raise UsageError("--labels is the table of --images: give --images DIR")
     if options.task and options.chestxray2017 is None:
         raise UsageError("--task is ChestX-ray2017's: give --chestxray2017 DIR")
+    if options.skip_missing and options.chestxray14 is None:
+        raise UsageError("--skip-missing is about the images of --chestxray14: give --chestxray14 DIR")
     if options.split and not (options.chestxray14 or options.chestxray2017):
         raise UsageError("--split is that of --chestxray14 or --chestxray2017: give one of them")
     if options.phantoms is not None:
@@ -49,7 +51,7 @@ def open_cases(options: argparse.Namespace) -> Cases:
     if options.chestxray14 is not None:
         from mdconv.data import chestxray14
 
-        return chestxray14.load(options.chestxray14, options.split or "test")
+        return chestxray14.load(options.chestxray14, options.split or "test", skip_missing=options.skip_missing)
     from mdconv.data import chestxray2017
 
     return chestxray2017.load(options.chestxray2017, options.split or "test", options.task or "pneumonia")
@@ -176,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--chestxray2017", type=Path, metavar="DIR", help="judge on ChestX-ray2017 (Kermany et al.)")
     parser.add_argument("--labels", type=Path, help="CSV of --images (default: labels.csv in it)")
     parser.add_argument("--split", choices=("train", "validation", "test"), help="of a public data set (default: test)")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out images that --chestxray14 lacks")
     parser.add_argument("--task", choices=("pneumonia", "kind"), help="of --chestxray2017 (default: pneumonia)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write figures, probabilities and ROC plots there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

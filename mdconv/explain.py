@@ -127,7 +127,7 @@ def _cases(options: argparse.Namespace, size: int) -> Cases:
             raise UsageError(f"--phantoms {options.phantoms}: expected 1 to {len(TEST_SEEDS)}")
         return phantom_cases(TEST_SEEDS[: options.phantoms], size)
     if options.chestxray14 is not None:
-        cases = load(options.chestxray14, "test")
+        cases = load(options.chestxray14, "test", skip_missing=options.skip_missing)
         boxed = [index for index in range(len(cases)) if cases.boxes(index, size)]
         if not boxed:
             raise UsageError(f"{options.chestxray14} has no boxes of its test images: add BBox_List_2017.csv")
@@ -158,6 +158,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="images: DICOM, PNG or JPEG")
     parser.add_argument("--phantoms", type=int, metavar="N", help="the first N held-out phantoms")
     parser.add_argument("--chestxray14", type=Path, metavar="DIR", help="its images that have boxes")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out images that --chestxray14 lacks")
     parser.add_argument(
         "--model", type=Path, default=DEMO_CHECKPOINT, help="checkpoint, ONNX file or bundle (default: the demo's)"
     )
@@ -180,6 +181,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(
             f"{' and '.join(given) or 'no images'} given: expected one of FILE..., --phantoms, --chestxray14"
         )
+    if options.skip_missing and options.chestxray14 is None:
+        raise UsageError("--skip-missing is about the images of --chestxray14: give --chestxray14 DIR")
     if options.score and options.files:
         raise UsageError("--score needs boxes, which files do not have: use --phantoms or --chestxray14")
     if not options.score and options.output is None:

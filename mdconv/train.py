@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--chestxray2017", type=Path, metavar="DIR", help="ChestX-ray2017: one of two labels")
     source.add_argument("--phantoms", type=int, metavar="N", help="so many synthetic phantoms: 14 findings")
     data.add_argument("--task", choices=("pneumonia", "kind"), help="of ChestX-ray2017 (default: pneumonia)")
+    data.add_argument("--skip-missing", action="store_true", help="leave out images that --chestxray14 lacks")
     data.add_argument("--cache", type=Path, metavar="DIR", help="folder to keep rendered phantoms in")
     data.add_argument("--workers", type=int, help=f"processes that read images (default: up to {READERS}; phantoms: 0)")
     network = parser.add_argument_group("network")
@@ -131,6 +132,8 @@ def _train(options: argparse.Namespace, command: str, world: World) -> None:
     """Train on a data set; write a card beside the checkpoint, and say how it went."""
     if options.qat and not options.initial:
         raise UsageError("--qat fine-tunes a checkpoint: name it with --initial")
+    if options.skip_missing and not options.chestxray14:
+        raise UsageError("--skip-missing is about the images of --chestxray14: give --chestxray14 DIR")
     if options.task and not options.chestxray2017:
         raise UsageError("--task is ChestX-ray2017's: give --chestxray2017 DIR")
     network, config, size = _network(options)
@@ -186,7 +189,11 @@ def _sets(options: argparse.Namespace, size: int) -> tuple[Cases, Cases]:
     if options.chestxray14:
         from mdconv.data import chestxray14
 
-        return chestxray14.load(options.chestxray14, "train"), chestxray14.load(options.chestxray14, "validation")
+        train, validation = (
+            chestxray14.load(options.chestxray14, split, skip_missing=options.skip_missing)
+            for split in ("train", "validation")
+        )
+        return train, validation
     if options.chestxray2017:
         from mdconv.data import chestxray2017
 
@@ -196,8 +203,8 @@ def _sets(options: argparse.Namespace, size: int) -> tuple[Cases, Cases]:
     if not 1 <= options.phantoms <= len(TRAIN_SEEDS):
         raise UsageError(f"--phantoms {options.phantoms}: expected 1 to {len(TRAIN_SEEDS)}")
     seeds = (TRAIN_SEEDS[: options.phantoms], VALIDATION_SEEDS[:VALIDATION_PHANTOMS])
-    train, validation = (phantom_cases(some, source_size(size), options.cache) for some in seeds)
-    return train, validation
+    learn, judge = (phantom_cases(some, source_size(size), options.cache) for some in seeds)
+    return learn, judge
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +55,12 @@ class ChestXray14Cases(LabelledFiles):
         ]
 
 
-def load(folder: Path, split: Split, *, missing: Literal["refuse", "skip"] = "refuse") -> ChestXray14Cases:
+def load(folder: Path, split: Split, *, skip_missing: bool = False) -> ChestXray14Cases:
     """A part of the data set in `folder`, in the order of its list.
 
     Args:
-        missing: images that a list names and the folder lacks are refused, or left out, counted and logged.
+        skip_missing: images that a list names and the folder lacks are left out, logged, and counted in the name of
+            the set, instead of refused.
 
     Raises:
         UsageError: the folder has no table or no lists; a missing image; a table, list or box that is not as NIH's
@@ -74,12 +74,12 @@ def load(folder: Path, split: Split, *, missing: Literal["refuse", "skip"] = "re
     found = _index_images(folder, set(table.images))
     listed = _read_lists(folder, table)
     _refuse_leakage(folder, table, listed)
-    rows, absent = _present(folder, table, listed, split, found, refuse=missing == "refuse")
+    rows, absent = _present(folder, table, listed, split, found, refuse=not skip_missing)
     if not rows:
         raise UsageError(f"{folder} has no image for {split} ({len(absent):,} are missing): check lists and images")
     boxes = _find(folder, BOXES)
     return ChestXray14Cases(
-        name=f"chestxray14 {split}",
+        name=f"chestxray14 {split}" + (f", {len(absent):,} images missing" if absent else ""),
         labels=CHESTXRAY14,
         exclusive=False,
         truth=table.findings[rows],
@@ -157,7 +157,7 @@ def _present(
         source = TEST_LIST if split == "test" else TRAIN_LIST
         raise UsageError(
             f"{folder / source}, row {listed[source].index(absent[0]) + 1}: no {names[0]} in images/ or images_001/ to "
-            f"images_012/ of {folder} ({text}): unpack all archives there, or have missing images left out"
+            f"images_012/ of {folder} ({text}): unpack all archives there, or add --skip-missing"
         )
     _log.warning("%s: %s and left out: %s%s", folder, text, ", ".join(names[:5]), ", ..." if len(names) > 5 else "")
     return [row for row in rows if table.images[row] in found], names

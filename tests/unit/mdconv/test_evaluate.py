@@ -304,6 +304,7 @@ def test_a_model_of_other_labels_is_refused(pneumonia_checkpoint: Path, capsys: 
         ["--phantoms", "4", "--labels", "labels.csv"],
         ["--phantoms", "4", "--task", "kind"],
         ["--images", "nowhere", "--split", "test"],
+        ["--phantoms", "4", "--skip-missing"],
     ],
 )
 def test_wrong_use_is_one_line(wrong: list[str], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

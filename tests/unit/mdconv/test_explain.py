@@ -253,6 +253,12 @@ def test_chestxray14_is_scored_on_its_boxes(
     assert main([*command, "--score", "--finding", "Nodule"]) == 2
     assert "has a box of Nodule" in capsys.readouterr().err
 
+    (tmp_path / "images" / names[1]).unlink()
+    assert main([*command, "--score"]) == 2
+    assert "add --skip-missing" in capsys.readouterr().err
+    assert main([*command, "--score", "--skip-missing"]) == 0
+    assert json.loads(capsys.readouterr().out)["of"].endswith("test, 1 images missing")
+
 
 @pytest.mark.parametrize(
     "arguments, said",
@@ -261,6 +267,7 @@ def test_chestxray14_is_scored_on_its_boxes(
         (["--phantoms", "1", "--chestxray14", "x"], "phantoms and chestxray14 given"),
         (["chest.png", "--score"], "--score needs boxes"),
         (["--phantoms", "1"], "add --output DIR, or --score"),
+        (["--phantoms", "1", "--score", "--skip-missing"], "--skip-missing is about the images of --chestxray14"),
         (["--phantoms", "0", "--score"], "--phantoms 0: expected 1 to"),
         (["--phantoms", "1", "--score", "--share", "0"], "--share 0: expected more than 0"),
         (

@@ -76,6 +76,7 @@ def test_a_corrupt_image_ends_it_by_name(kermany: Path, tmp_path: Path, capsys: 
     ("words", "expected"),
     [
         (["--size", "64"], "--size needs a data set"),
+        (["--phantoms", "4", "--skip-missing"], "--skip-missing is about the images of --chestxray14"),
         (["--qat", "bundle"], "--qat needs a data set"),
         (["--phantoms", "0"], "--phantoms 0: expected 1 to"),
         (["--phantoms", "9", "--task", "kind"], "--task is ChestX-ray2017's"),

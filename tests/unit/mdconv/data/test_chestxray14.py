@@ -116,12 +116,14 @@ def test_an_unknown_split_is_refused(nih_folder: Path) -> None:
 def test_missing_images_can_be_left_out_and_are_listed(nih_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = {split: chestxray14.load(nih_folder, split) for split in ("train", "validation")}
     (nih_folder / "images_001" / "images" / "00000001_001.png").unlink()
-    after = {split: chestxray14.load(nih_folder, split, missing="skip") for split in ("train", "validation")}
+    after = {split: chestxray14.load(nih_folder, split, skip_missing=True) for split in ("train", "validation")}
     holder = "train" if "1" in before["train"].patients else "validation"
     other = "validation" if holder == "train" else "train"
     assert after[holder].ids == tuple(name for name in before[holder].ids if name != "00000001_001.png")
     assert (after[holder].missing, after[other].missing) == (("00000001_001.png",), ())
     assert after[other].ids == before[other].ids  # who validates does not depend on which images are there
+    assert after[holder].name == f"chestxray14 {holder}, 1 images missing"
+    assert after[other].name == f"chestxray14 {other}"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert f"1 of {len(before[holder])} images for {holder} are missing" in record.getMessage()
@@ -129,7 +131,7 @@ def test_missing_images_can_be_left_out_and_are_listed(nih_folder: Path, caplog:
     for path in (nih_folder / "images").iterdir():
         path.unlink()
     with pytest.raises(UsageError, match=r"no image for test \(2 are missing\)"):
-        chestxray14.load(nih_folder, "test", missing="skip")
+        chestxray14.load(nih_folder, "test", skip_missing=True)
 
 
 def test_a_corrupt_image_is_named(nih_folder: Path) -> None:
@@ -152,7 +154,7 @@ def test_a_split_of_the_real_patients(nih_table: Table, shared_nih: Path, tmp_pa
     images.mkdir()
     for name in names[~tested][:40]:
         (images / name).touch()
-    parts = [chestxray14.load(tmp_path, split, missing="skip") for split in ("train", "validation")]
+    parts = [chestxray14.load(tmp_path, split, skip_missing=True) for split in ("train", "validation")]
     assert {name for part in parts for name in part.ids} == set(names[~tested][:40])
     counts = [len(part) + len(part.missing) for part in parts]
     assert sum(counts) == (~tested).sum()
