@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mdconv.cost_table import compare
+from mdconv.data.box_statistics import read_sizes, summarise
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
@@ -106,3 +109,34 @@ def test_make_targets_exist() -> None:
 def test_the_first_lines_of_the_readme_are_the_two_commands() -> None:
     lines = [line for line in TEXT["README.md"].splitlines() if line and not line.startswith(("#", "```"))]
     assert [line.split("#")[0].strip() for line in lines[:2]] == ["make demo", "make test"]
+
+
+def table_of(heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading of docs/paper.md."""
+    section = TEXT["docs/paper.md"].split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    table = re.findall(r"^\|(.*)\|$", section.split("\n| ", 1)[1].split("\n\n")[0], re.MULTILINE)
+    return [[cell.strip() for cell in line.split("|")] for line in table[1:]]
+
+
+def test_the_cost_table_is_what_the_command_computes() -> None:
+    """docs/paper.md: the published cost, ours counted so, convolutions and linear layers alone, parameters."""
+    rows, compared = table_of("Costs"), compare()
+    assert len(rows) == len(compared)
+    for (_, published, counted, macs, parameters), each in zip(rows, compared):
+        assert float(published) == each.row.million
+        assert counted.split()[0] == f"{each.operations / 1e6:.1f}"
+        assert macs == f"{each.macs / 1e6:.1f}"
+        of_the_paper = each.row.million_parameters
+        shown = f"{each.parameters / 1e6:.2f}"
+        assert parameters == (shown if of_the_paper is None else f"{shown} (paper: {of_the_paper:.1f})")
+
+
+def test_figure_1_is_what_the_command_computes() -> None:
+    """docs/paper.md: boxes, then smallest, quartiles and largest of the square root of the area, in pixels."""
+    rows = table_of("Figure 1")
+    found = {summary.finding: summary for summary in summarise(read_sizes()) if summary.measure == "sqrt(area)"}
+    assert [row[0] for row in rows] == list(found)
+    for finding, *shown in rows:
+        of = found[finding]
+        sides = (of.minimum, of.lower, of.median, of.upper, of.maximum)
+        assert [int(number) for number in shown] == [of.boxes, *(round(side) for side in sides)]
