@@ -43,7 +43,7 @@ from mdconv.networks.blocks import Network
 from mdconv.recipe import autocast_dtype
 
 NETWORK = "mobilenet_v2"
-CONFIG: dict[str, Any] = {"labels": len(CHESTXRAY14), "md_stages": ["layer5"], "kernel_sizes": [3, 5], "ratios": [1, 1]}
+CONFIG: dict[str, Any] = {"labels": len(CHESTXRAY14), "kernel_sizes": [3, 5], "ratios": [1, 1]}
 INPUT_SIZE = 448
 VALIDATION_COUNT = 600
 TEST_COUNT = 1000
@@ -101,6 +101,12 @@ class Recipe:
     )
     weight_decay: float = 1e-4
     seed: int = 0
+    md_stages: tuple[str, ...] = ("layer5",)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Options of `mdconv.networks.build`."""
+        return {**CONFIG, "md_stages": list(self.md_stages)}
 
 
 class Batch(NamedTuple):
@@ -145,7 +151,7 @@ def train(recipe: Recipe, cache: Path) -> Trained:
     A part whose weights are there is not trained again. Prints a line every hundred steps and every epoch.
     """
     torch.manual_seed(recipe.seed)
-    model, records = build(NETWORK, **CONFIG), []
+    model, records = build(NETWORK, **recipe.config), []
     for number, part in enumerate(recipe.parts):
         kept = cache / f"part-{number + 1}-{_digest(recipe, number)}.safetensors"
         if kept.exists():
@@ -156,7 +162,7 @@ def train(recipe: Recipe, cache: Path) -> Trained:
             continue
         records = [*records, _train_part(model, part, recipe, number, cache)]
         if number + 1 < len(recipe.parts):
-            so_far = Checkpoint(model, NETWORK, CONFIG, CHESTXRAY14, INPUT_SIZE, {}, NOTICE, {"parts": records})
+            so_far = Checkpoint(model, NETWORK, recipe.config, CHESTXRAY14, INPUT_SIZE, {}, NOTICE, {"parts": records})
             try:
                 save_checkpoint(so_far, kept)
             except OSError as error:
@@ -167,7 +173,7 @@ def train(recipe: Recipe, cache: Path) -> Trained:
 def _digest(recipe: Recipe, number: int) -> str:
     """Of all that decides the weights after part `number`."""
     decides = asdict(replace(recipe, parts=recipe.parts[: number + 1]))
-    return sha256(json.dumps([NETWORK, CONFIG, decides], sort_keys=True).encode()).hexdigest()[:12]
+    return sha256(json.dumps([NETWORK, recipe.config, decides], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _train_part(model: Network, part: Part, recipe: Recipe, number: int, cache: Path) -> dict[str, Any]:
@@ -284,22 +290,25 @@ def _validate(model: nn.Module, size: int, cache: Path) -> dict[str, float]:
     return areas
 
 
-def run(recipe: Recipe, output: Path, cache: Path) -> None:
-    """Train, choose thresholds on validation phantoms, measure on test phantoms; write checkpoint and CARD.md."""
+def run(recipe: Recipe, output: Path, cache: Path, command: str) -> None:
+    """Train, choose thresholds on validation phantoms, measure on test phantoms; write checkpoint and CARD.md.
+
+    `command` is what the card says that made it.
+    """
     model, parts = train(recipe, cache)
     images, labels = phantom_set(VALIDATION_SEEDS[:VALIDATION_COUNT], INPUT_SIZE, cache)
     thresholds = youden_thresholds(labels, predict(model, images))
     images, labels = phantom_set(TEST_SEEDS[:TEST_COUNT], INPUT_SIZE, cache)
     areas = area_per_finding(labels, predict(model, images))
     card = demo_card(
-        command=f"python -m mdconv.train --output {output.name} --seed {recipe.seed}",
+        command=command,
         validation=(VALIDATION_SEEDS.start, VALIDATION_COUNT),
         test=(TEST_SEEDS.start, TEST_COUNT),
         recipe=asdict(recipe),
         parts=parts,
         areas=areas,
     )
-    checkpoint = Checkpoint(model, NETWORK, CONFIG, CHESTXRAY14, INPUT_SIZE, thresholds, NOTICE, card)
+    checkpoint = Checkpoint(model, NETWORK, recipe.config, CHESTXRAY14, INPUT_SIZE, thresholds, NOTICE, card)
     try:
         save_checkpoint(checkpoint, output)
         text = as_markdown(load_checkpoint(output))

@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = f"python -m mdconv.train {shlex.join(words)}"
     demo = not (options.chestxray14 or options.chestxray2017 or options.phantoms is not None)
     try:
+        if options.skip_missing and not options.chestxray14:
+            raise UsageError("--skip-missing is about the images of --chestxray14: give --chestxray14 DIR")
         if not demo:
             with join_world() as world:
                 _train(options, command, world)
@@ -116,24 +119,34 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _train_demo(options: argparse.Namespace) -> None:
-    others = ("task", "workers", "network", *_LAYERS, "initial", "qat", *_RECIPE)
+    others = ("task", "workers", "network", "kernel_sizes", "ratios", "initial", "qat", *_RECIPE)
     if given := [name for name in others if getattr(options, name) is not None]:
         raise UsageError(
             f"--{given[0].replace('_', '-')} needs a data set (--chestxray14, --chestxray2017 or --phantoms): the demo "
-            "network's recipe is fixed"
+            "network's recipe is fixed, but for --seed and --md-stages"
         )
     if not options.output.parent.is_dir():
         raise UsageError(f"no folder {options.output.parent} for --output: make it first")
+    recipe = demo_recipe.Recipe(seed=options.seed)
+    command = f"python -m mdconv.train --output {options.output.name} --seed {options.seed}"
+    if options.md_stages:
+        recipe = replace(recipe, md_stages=_stages(demo_recipe.NETWORK, options.md_stages))
+        command += f" --md-stages {options.md_stages}"
     with TemporaryDirectory() as scratch:
-        demo_recipe.run(demo_recipe.Recipe(seed=options.seed), options.output, options.cache or Path(scratch))
+        demo_recipe.run(recipe, options.output, options.cache or Path(scratch), command)
+
+
+def _stages(network: str, text: str) -> tuple[str, ...]:
+    try:
+        return resolve_stages(network, text)
+    except ValueError as error:
+        raise UsageError(f"--md-stages: {error}") from None
 
 
 def _train(options: argparse.Namespace, command: str, world: World) -> None:
     """Train on a data set; write a card beside the checkpoint, and say how it went."""
     if options.qat and not options.initial:
         raise UsageError("--qat fine-tunes a checkpoint: name it with --initial")
-    if options.skip_missing and not options.chestxray14:
-        raise UsageError("--skip-missing is about the images of --chestxray14: give --chestxray14 DIR")
     if options.task and not options.chestxray2017:
         raise UsageError("--task is ChestX-ray2017's: give --chestxray2017 DIR")
     network, config, size = _network(options)
@@ -175,11 +188,8 @@ def _network(options: argparse.Namespace) -> tuple[str, dict[str, Any], int]:
         if given != ["network"]:
             raise UsageError(f"{name} has no depthwise layers: leave out --md-stages, --kernel-sizes and --ratios")
         return name, {}, Recipe().size
-    try:
-        default = inspect.signature(NETWORKS[name]).parameters["md_stages"].default
-        md_stages = resolve_stages(name, options.md_stages) if options.md_stages else default
-    except ValueError as error:
-        raise UsageError(f"--md-stages: {error}") from None
+    default = inspect.signature(NETWORKS[name]).parameters["md_stages"].default
+    md_stages = _stages(name, options.md_stages) if options.md_stages else default
     layers = {"kernel_sizes": options.kernel_sizes or (3, 5), "ratios": options.ratios or (1, 1)}
     return name, {"md_stages": tuple(md_stages), **layers}, Recipe().size
 

@@ -76,6 +76,8 @@ def test_a_corrupt_image_ends_it_by_name(kermany: Path, tmp_path: Path, capsys: 
     ("words", "expected"),
     [
         (["--size", "64"], "--size needs a data set"),
+        (["--skip-missing"], "--skip-missing is about the images of --chestxray14"),
+        (["--md-stages", "layer9"], "--md-stages: mobilenet_v2 has no stage 'layer9'"),
         (["--phantoms", "4", "--skip-missing"], "--skip-missing is about the images of --chestxray14"),
         (["--qat", "bundle"], "--qat needs a data set"),
         (["--phantoms", "0"], "--phantoms 0: expected 1 to"),
