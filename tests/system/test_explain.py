@@ -60,7 +60,7 @@ def test_int8_points_where_float32_points(fp32: Scored, int8: Scored) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_maps_point_at_four_of_five_lesions_above_64_pixels(precision: str, request: pytest.FixtureRequest) -> None:
-    """The pointing game without tolerance, over findings; a map that points nowhere hits what its box covers, a tenth."""
+    """The pointing game without tolerance, over findings; a map that points at random hits a tenth."""
     report = request.getfixturevalue(precision).report
     hit = report["sizes"]["large"]["all findings"]["hit"]
     assert hit["of"] > 50
