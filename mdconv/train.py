@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        how = "nothing was written" if demo else "the same command goes on"
+        how = "nothing was written" if demo and options.cache is None else "the same command goes on"
         print(f"interrupted; {how}: {command}", file=sys.stderr)
         return 130
     return 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.paper.experiments import EXPERIMENTS, Experiment
 from benchmarks.paper.runs import Run, Split, carry_out
-from benchmarks.paper.settings import SPLITS, Paper, Reduced, Setting
+from benchmarks.paper.settings import SPLITS, Paper, Reduced, Setting, Step
 from benchmarks.paper.tables import as_markdown, by_finding, difference, judge
 from edge.errors import EdgeError, UsageError, describe_os_error
 from mdconv.cost import cost
@@ -59,8 +60,9 @@ def _setting(experiment: Experiment, options: argparse.Namespace) -> Setting:
 def run(experiment: Experiment, setting: Setting, seeds: int, output: Path, workers: int) -> str:
     """Carry out what is not done yet; returns the tables as Markdown, and writes them and their figures to `output`."""
     split = Split(*(setting.cases(experiment.data, part) for part in SPLITS))
+    schedules = setting.schedules(experiment.sizes)
     results, costs = [], {}
-    for schedule in setting.schedules(experiment.sizes):
+    for schedule in schedules:
         sizes = [step.recipe.size for step in schedule]
         runs: dict[str, list[Run]] = {arm.label: [] for arm in experiment.arms}
         for seed in range(seeds):
@@ -77,8 +79,8 @@ def run(experiment: Experiment, setting: Setting, seeds: int, output: Path, work
                 costs[arm.label, size] = cost(build(arm.network, **arm.config), size)
     seconds = sum(done.seconds for row in runs.values() for done in row)
     text = (
-        f"{experiment.name}: {experiment.title}. {len(split.train)} images to train on, {len(split.test)} to test on "
-        f"({split.test.name}; {split.test.notice}); {seconds / 60:.0f} minutes of training.\n\n"
+        f"{experiment.name}: {experiment.title}. Trained on {_images(schedules, len(split.train))}; tested on "
+        f"{len(split.test)} ({split.test.name}; {split.test.notice}); {seconds / 60:.0f} minutes of training.\n\n"
         + as_markdown(results, experiment.reference, costs)
     )
     if experiment.by_finding:
@@ -97,6 +99,13 @@ def run(experiment: Experiment, setting: Setting, seeds: int, output: Path, work
     (output / f"{experiment.name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     (output / f"{experiment.name}.md").write_text(text + "\n")
     return text
+
+
+def _images(schedules: Iterable[Iterable[Step]], count: int) -> str:
+    """How many of the `count` training images each step saw."""
+    return " or ".join(
+        ", then ".join(f"{step.images or count} images at {step.recipe.size} px" for step in row) for row in schedules
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def test_an_experiment_from_training_to_table(tmp_path: Path) -> None:
     arms = (Arm("plain", "mobilenet_v2"), Arm("MD", "mobilenet_v2", ("layer5",)))
     experiment = Experiment("try", "two networks", arms, "plain", (448,), by_finding=True)
     text = run(experiment, Tiny(), 1, tmp_path, 0)
-    assert "synthetic phantoms, research use only" in text and "16 images to train on" in text
+    assert "synthetic phantoms, research use only" in text
+    assert "Trained on 16 images at 32 px, then 8 images at 64 px; tested on 40 (" in text
     kept = sorted(tmp_path.glob("runs/tiny-chestxray14/*/1-64px/test.npy"))
     assert len(kept) == 2
     truth = Tiny().cases("", "test").truth
