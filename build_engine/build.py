@@ -16,19 +16,21 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from build_engine.bundle_writer import bundle_directory, write_manifest
+from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
 from build_engine.images import calibration_images, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
-from build_engine.verify import portable_runner, say, verify
+from build_engine.verify import say, verify
 from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet, from_folder
+from calibration.judge import portable_runner
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
-from edge.errors import MachineError
+from edge.errors import BundleError, MachineError
+from edge.gate import FAIL, NOT_ASSESSED
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
 from mdconv.checkpoint import Checkpoint
@@ -63,6 +65,8 @@ class BuildOptions:
     workspace_mb: int | None
     timing_cache: Path | None
     output: Path | None
+    regate: Path | None
+    """A bundle whose gate is repeated; nothing is built then."""
 
 
 def build_bundle(options: BuildOptions) -> Path:
@@ -70,7 +74,7 @@ def build_bundle(options: BuildOptions) -> Path:
 
     Progress goes to standard error. Raises `UsageError` for options that cannot work, `MachineError` where the machine
     lacks something, `BundleError` if the artefact is not the float32 network it was made from; the place of the bundle
-    is then as it was before.
+    is then as it was before. A build that failed its gate is kept beside it (`failed_place`), and its manifest says so.
     """
     weights = choose_weights(options.checkpoint, options.network, options.md_stages)
     checkpoint = weights.checkpoint
@@ -81,6 +85,9 @@ def build_bundle(options: BuildOptions) -> Path:
         probe_platform()  # what is missing is said now, not after the calibration
     name = f"{checkpoint.network}-{options.precision}-{backend}"
     output = options.output or Path("out") / name
+    failed = failed_place(output)
+    if options.gate:
+        check_replaceable(failed)
     say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")
     if checkpoint.notice:
         say(checkpoint.notice)
@@ -113,7 +120,7 @@ def build_bundle(options: BuildOptions) -> Path:
             "backend": backend,
             "calibration": calibration,
             "golden": _golden(GOLDEN_LIMIT[options.precision]),
-            "gate": {"verdict": "not assessed", "reason": "the build is not finished"},
+            "gate": {"verdict": NOT_ASSESSED, "reason": "the build is not finished"},
         }
 
         def describe(lowered: Lowered) -> dict[str, Any]:
@@ -132,6 +139,13 @@ def build_bundle(options: BuildOptions) -> Path:
         facts["gate"] = verified.gate
         facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
         write_manifest(directory, facts)
+        if verified.gate["verdict"] == FAIL:
+            publish(directory, failed)
+            raise BundleError(
+                f"the {options.precision} build failed its gate ({verified.gate['reason']}), so {output} is as it was, "
+                f"and the build is kept in {failed}, marked as failed: calibrate on more images or by another "
+                "--calibration-method, or build with --fp16"
+            )
     return output
 
 

@@ -137,22 +137,3 @@ def roc_points(
     last = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])  # equal scores are cut together
     right, wrong = np.cumsum(truth[order])[last], np.cumsum(~truth[order])[last]
     return np.r_[0, wrong] / wrong[-1], np.r_[0, right] / right[-1]
-
-
-def operating_point(
-    truth: NDArray[np.bool_], probabilities: NDArray[np.floating], threshold: float
-) -> dict[str, float | None]:
-    """The threshold, and `rates` of calling (N,) probabilities from `threshold` on positive."""
-    return {"threshold": threshold, **rates(truth, probabilities >= threshold)}
-
-
-def rates(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Sensitivity, specificity and accuracy of calling the images `called` (N,) positive.
-
-    Sensitivity is None without a positive case, specificity without a negative one.
-    """
-    return {
-        "sensitivity": float(called[truth].mean()) if truth.any() else None,
-        "specificity": float(1 - called[~truth].mean()) if not truth.all() else None,
-        "accuracy": float((called == truth).mean()),
-    }
