@@ -21,8 +21,8 @@ def notice_of(manifest: Mapping[str, Any], default: str = "") -> str:
 
     `default` stands in for a model's notice that is empty.
     """
-    parts = [f"FAILED ITS ACCURACY GATE ({_reason(manifest)})"] if gate_verdict(manifest) == FAIL else []
-    return "; ".join(filter(None, [*parts, str(manifest["model"].get("notice") or default)]))
+    failed = "FAILED ITS ACCURACY GATE" if gate_verdict(manifest) == FAIL else ""
+    return "; ".join(filter(None, [failed, str(manifest["model"].get("notice") or default)]))
 
 
 def require_gate(manifest: Mapping[str, Any], allow_failed: bool = False) -> None:
@@ -32,6 +32,12 @@ def require_gate(manifest: Mapping[str, Any], allow_failed: bool = False) -> Non
             f"{manifest['name']} failed its accuracy gate ({_reason(manifest)}): build it anew with --fp16 or more "
             f"calibration images, or force it with {FORCE}, which every result then says"
         )
+
+
+def gate_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """What a report should say of the gate, but for one that passed."""
+    verdict = gate_verdict(manifest)
+    return [] if verdict == PASS else [f"the bundle's accuracy gate: {verdict} ({_reason(manifest)})"]
 
 
 def _reason(manifest: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from edge.gate import gate_verdict, notice_of
+from edge.gate import gate_notes, gate_verdict, notice_of
 from edge.report.layers import layer_rows
 from edge.report.lowerings import lowering_comparison
 from edge.report.taints import find_taints
@@ -101,7 +101,12 @@ def build_report(
         "machine": dict(machine_facts),
         "bundle": _bundle_identity(bundle_manifest, bundle_sha256),
         "backend": {key: value for key, value in backend_facts.items() if key != "layers"},
-        "notes": [*notes, *_notes(stages, query, energy), *_layer_notes(layers, backend_facts)],
+        "notes": [
+            *notes,
+            *gate_notes(bundle_manifest),
+            *_notes(stages, query, energy),
+            *_layer_notes(layers, backend_facts),
+        ],
     }
     report["verdict"] = verdict(report)
     return report
