@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(options.bundle, copy)
             widen_scale(copy, tensor, options.factor)
-            print(row(f"`{tensor}` ×{options.factor:g}", gate_of(copy, images)), flush=True)
+            print(row(f"`{tensor}` x {options.factor:g}", gate_of(copy, images)), flush=True)
     return 0
 
 

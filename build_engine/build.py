@@ -7,7 +7,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from build_engine.images import calibration_images, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
+from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
 from build_engine.verify import say, verify
 from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet, from_folder
@@ -64,6 +65,8 @@ class BuildOptions:
     gate: bool
     workspace_mb: int | None
     timing_cache: Path | None
+    thresholds: str | None
+    threshold_data: Path | None
     output: Path | None
     regate: Path | None
     """A bundle whose gate is repeated; nothing is built then."""
@@ -81,6 +84,7 @@ def build_bundle(options: BuildOptions) -> Path:
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
     backend = _choose_backend(options.backend)
     check_lowering(options.lowering, backend)
+    check_threshold_options(options.thresholds, options.threshold_data, options.gate_data)
     if backend == "tensorrt":
         probe_platform()  # what is missing is said now, not after the calibration
     name = f"{checkpoint.network}-{options.precision}-{backend}"
@@ -107,6 +111,12 @@ def build_bundle(options: BuildOptions) -> Path:
 
         say("exporting to ONNX")
         export_onnx(checkpoint, directory / PORTABLE_MODEL, options.batch, preprocess.input_size)
+        threshold_choice = OWN
+        if options.thresholds is not None and options.threshold_data is not None:
+            model, rule = directory / PORTABLE_MODEL, options.thresholds
+            chosen, threshold_choice = choose_thresholds(model, rule, options.threshold_data, preprocess, checkpoint)
+            checkpoint = replace(checkpoint, thresholds=chosen)
+            export_onnx(checkpoint, model, options.batch, preprocess.input_size)  # thresholds are in its metadata, too
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: {parity}")
         calibration = _write_precision(options, directory, dataset, images.origin)
@@ -114,7 +124,10 @@ def build_bundle(options: BuildOptions) -> Path:
 
         known: dict[str, Any] = {
             "name": name,
-            "model": _describe_model(checkpoint, preprocess, options.batch),
+            "model": {
+                **_describe_model(checkpoint, preprocess, options.batch),
+                "threshold_choice": threshold_choice,
+            },
             "preprocess": preprocess.to_manifest(),
             "precision": options.precision,
             "backend": backend,

@@ -14,6 +14,7 @@ from pathlib import Path
 try:
     from build_engine.build import BuildOptions, build_bundle
     from build_engine.gate_again import regate_bundle
+    from build_engine.thresholds import parse_rule
     from mdconv.networks import NETWORKS
 except ImportError as missing:
     sys.exit(
@@ -109,6 +110,16 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     parser.add_argument(
         "--no-gate", dest="gate", action="store_false", help="skip the accuracy gate; the manifest says so"
     )
+    parser.add_argument(
+        "--thresholds",
+        type=_rule,
+        metavar="RULE",
+        help="how to choose from which probability on a finding is positive: youden, or sensitivity=0.9 or another "
+        "share (default: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--threshold-data", type=Path, metavar="DIR", help="validation images with labels.csv to choose --thresholds on"
+    )
     parser.add_argument("--workspace-mb", type=_at_least(1), metavar="N", help="limit of the engine builder's memory")
     parser.add_argument("--timing-cache", type=Path, metavar="F", help="TensorRT timing cache to read and update")
     parser.add_argument(
@@ -128,6 +139,14 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
             parser.error(f"--regate builds nothing, so it takes no option about {', '.join(given)}: leave that out")
     options.precision = options.precision or "int8"
     return BuildOptions(**vars(options))
+
+
+def _rule(text: str) -> str:
+    try:
+        parse_rule(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither youden nor sensitivity=X with X above 0, to 1") from None
+    return text
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -68,7 +68,7 @@ def judge(
         gate = assess(
             lambda batch: reference(batch).logits,
             lambda batch: backend.infer(batch).logits,
-            _load(paths, preprocess, progress),
+            load_images(paths, preprocess, progress, "--gate-data"),
             bundle.labels,
             bundle.thresholds,
             truth,
@@ -88,11 +88,13 @@ def judge(
     return gate
 
 
-def _load(paths: Sequence[Path], preprocess: Preprocess, progress: ProgressLine) -> Iterator[NDArray[np.uint8]]:
-    """Each image as (1, 1, S, S) uint8. Raises `UsageError` naming the first that is no usable image."""
+def load_images(
+    paths: Sequence[Path], preprocess: Preprocess, progress: ProgressLine, option: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Each image as (1, 1, S, S) uint8. Raises `UsageError` naming the first that is no usable image of `option`."""
     for number, path in enumerate(paths):
-        progress("comparing", number, len(paths))
+        progress("images", number, len(paths))
         try:
             yield load_image(path, preprocess)[None, None]
         except InputRefusedError as error:
-            raise UsageError(f"gate image {path}: {error}: mend the file or take it out of --gate-data") from None
+            raise UsageError(f"image {path}: {error}: mend the file or take it out of {option}") from None

@@ -6,6 +6,7 @@ image (how often its patient was drawn), so that all draws share one sort of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,6 +70,21 @@ def youden_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floatin
     best = int(np.argmax(sensitivity + specificity))
     below = cuts[best - 1] if best else 0.0
     return float((below + cuts[best]) / 2)  # half way to the next score: neither case decides it alone
+
+
+def sensitivity_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floating[Any]], wanted: float) -> float:
+    """The highest probability from which on at least the share `wanted` (0, 1] of positives is called; both (N,).
+
+    Raises `ValueError` if there is no positive case.
+    """
+    scores = probabilities.astype(np.float64)
+    positives = np.sort(scores[truth])[::-1]
+    if not len(positives):
+        raise ValueError(f"none of {len(truth)} cases is positive, a sensitivity needs one")
+    # Not ceil of the product alone: 0.7 * 10 is 7.000000000000001 in binary arithmetic.
+    cut = positives[max(1, math.ceil(round(wanted * len(positives), 9))) - 1]
+    below = scores[scores < cut]
+    return float((cut + (below.max() if len(below) else 0.0)) / 2)
 
 
 def resampled_areas(

@@ -95,19 +95,28 @@ def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path:
     before = (output / "manifest.json").read_bytes()
     write_folder(gate_data, 40, 4_700_000, 64)
     label_by_float32(gate_data)
+    threshold_data = Path(shutil.copytree(gate_data, tmp_path / "thresholds"))
 
     made = run_make(
         *("--int8", "--backend", "onnxruntime", "--lowering", "padded", "--input-size", "64"),
         *("--calibration-images", "8", "--gate-data", gate_data, "--max-auc-drop", "0", "--output", output),
+        *("--thresholds", "sensitivity=0.8", "--threshold-data", threshold_data),
     )
     assert made.returncode == 3
     assert "Traceback" not in made.stderr
     assert made.stdout == ""
     assert f"the build is kept in {aside}, marked as failed" in made.stderr.splitlines()[-1]
     assert (output / "manifest.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.failed", "gate"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.failed", "gate", "thresholds"]
     gate = gate_of(aside)
     assert (gate["verdict"], gate["figures"]["mean_auc"]["reference"]) == ("fail", 1)
+    model = load_bundle(aside).manifest["model"]
+    assert model["threshold_choice"]["rule"] == "sensitivity=0.8"
+    for name, found in gate["figures"]["findings"].items():
+        assert found["sensitivity"]["reference"] == 0.8  # 16 of 20
+        assert found["threshold"] == model["thresholds"][name]
+    facts = onnxruntime.InferenceSession(aside / "model.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(facts["thresholds"]) == model["thresholds"]
     report = json.loads((aside / "report.json").read_text())
     assert report["bundle"]["gate"] == "fail (at the build)"
     assert report["notice"].startswith("FAILED ITS ACCURACY GATE; ")
