@@ -129,8 +129,8 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         "--regate",
         type=Path,
         metavar="BUNDLE",
-        help="build nothing: repeat this bundle's gate here and write the verdict into its manifest; goes with "
-        "--gate-data, --max-auc-drop and --backend only",
+        help="build nothing: repeat this bundle's gate here and write the verdict into its manifest; of the other "
+        "options it takes those of the gate and the backend",
     )
     options = parser.parse_args(arguments)
     if options.regate is not None:

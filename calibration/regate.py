@@ -18,7 +18,7 @@ from typing import Any
 from calibration.judge import judge
 from edge.backends import CHOICES, open_backend
 from edge.bundle import MANIFEST, Bundle, load_bundle, sha256_of
-from edge.errors import BundleError, EdgeError, UsageError, describe_os_error
+from edge.errors import BundleError, EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FAIL, NOT_ASSESSED
 
 MAX_AUC_DROP = 0.01
@@ -35,9 +35,12 @@ def regate(
     """Judge the bundle in `directory` by `images`, run by `backend` as `open_backend` has it; returns the new gate.
 
     The manifest then holds it, the verdict that it takes the place of under ``replaces``. Raises `UsageError` where
-    images without labels would lift a failed gate, `BundleError` if the manifest was changed meanwhile.
+    images without labels would lift a failed gate, `MachineError` if the bundle cannot be written, `BundleError` if its
+    manifest was changed meanwhile.
     """
     bundle = load_bundle(directory)
+    if not os.access(bundle.directory, os.W_OK):  # said now, not after the work
+        raise MachineError(f"{directory} cannot be written, where the verdict goes: grant permission, or copy it")
     with open_backend(bundle, backend) as opened:
         say(f"gate: {bundle.name} in {opened.name}")
         gate = judge(bundle, opened, images, origin, max_auc_drop, say)

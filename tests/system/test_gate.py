@@ -88,7 +88,10 @@ def test_a_sabotaged_bundle_fails_and_runs_by_force_only(int8_bundle: Path, phan
 
 
 def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path: Path) -> None:
-    """Where float32 is right by definition and nothing may be lost, rounding loses something."""
+    """Ranges from black images clip everything that a radiograph holds: such a network must not take a bundle's place.
+
+    Float32 is right by definition here, so that whatever is lost shows.
+    """
     output, aside, gate_data = tmp_path / "bundle", tmp_path / "bundle.failed", tmp_path / "gate"
     for directory in (output, aside):
         shutil.copytree(tiny_bundle_directory, directory)
@@ -96,10 +99,14 @@ def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path:
     write_folder(gate_data, 40, 4_700_000, 64)
     label_by_float32(gate_data)
     threshold_data = Path(shutil.copytree(gate_data, tmp_path / "thresholds"))
+    black = tmp_path / "black"
+    black.mkdir()
+    for level in range(4):
+        cv2.imwrite(str(black / f"{level}.png"), np.full((64, 64), level, np.uint8))
 
     made = run_make(
         *("--int8", "--backend", "onnxruntime", "--lowering", "padded", "--input-size", "64"),
-        *("--calibration-images", "8", "--gate-data", gate_data, "--max-auc-drop", "0", "--output", output),
+        *("--calibration-data", black, "--gate-data", gate_data, "--output", output),
         *("--thresholds", "sensitivity=0.8", "--threshold-data", threshold_data),
     )
     assert made.returncode == 3
@@ -107,9 +114,16 @@ def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path:
     assert made.stdout == ""
     assert f"the build is kept in {aside}, marked as failed" in made.stderr.splitlines()[-1]
     assert (output / "manifest.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.failed", "gate", "thresholds"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "black",
+        "bundle",
+        "bundle.failed",
+        "gate",
+        "thresholds",
+    ]
     gate = gate_of(aside)
     assert (gate["verdict"], gate["figures"]["mean_auc"]["reference"]) == ("fail", 1)
+    assert gate["figures"]["mean_auc"]["interval"][0] > 0.01
     model = load_bundle(aside).manifest["model"]
     assert model["threshold_choice"]["rule"] == "sensitivity=0.8"
     for name, found in gate["figures"]["findings"].items():

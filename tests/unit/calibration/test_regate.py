@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,18 @@ def test_images_that_cannot_be_used_change_nothing(
     assert main([str(bundle), "--gate-data", str(unlabelled)]) == UsageError.exit_status
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert (bundle / MANIFEST).read_bytes() == before
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_the_work(bundle: Path, unlabelled: Path) -> None:
+    bundle.chmod(0o555)
+    # Root may write all the same, unless it gives that right away.
+    unprivileged = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    command = [*unprivileged, sys.executable, "-m", "calibration.regate", bundle, "--gate-data", unlabelled]
+    done = subprocess.run(command, capture_output=True, text=True)
+    bundle.chmod(0o755)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "cannot be written, where the verdict goes" in line
 
 
 def test_no_bundle_is_one_line(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
