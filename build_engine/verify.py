@@ -12,7 +12,7 @@ from calibration.judge import judge
 from edge.backends import Backend, open_backend
 from edge.bench import run_bench
 from edge.bundle import Bundle
-from edge.gate import NOT_ASSESSED
+from edge.gate import FAIL, NOT_ASSESSED
 from edge.report import write_report
 from edge.selftest import describe, self_test
 
@@ -31,8 +31,10 @@ class Verified(NamedTuple):
 def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> Verified:
     """Run `bundle`: its self-test, the gate on `images`, and a short benchmark, whose report is put into the bundle.
 
+    A gate that failed is for the caller to act on; there is no benchmark then.
+
     An engine for TensorRT-RTX cannot run on the machines that build it; then its ONNX model runs in ONNX Runtime, and
-    the result says so. Raises `BundleError` if the self-test fails; a gate that failed is for the caller to act on.
+    the result says so. Raises `BundleError` if the self-test fails.
     """
     choice = "tensorrt" if bundle.manifest["backend"] == "tensorrt" else "onnxruntime"
     with open_backend(bundle, choice) as backend:
@@ -40,11 +42,12 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> V
         say(f"{choice}: {describe(tested)}")
         gate = _gate(bundle, images, max_auc_drop, backend)
     say(f"gate: {gate['verdict']}: {gate['reason']}")
-    judged = replace(bundle, manifest={**bundle.manifest, "gate": gate})
-    report = run_bench(judged, lambda: open_backend(bundle, choice), duration=BENCH_SECONDS)
-    # The report is part of the bundle: it cannot hold the bundle's own hash, and a gate repeated later is not in it.
-    report["bundle"].update(sha256=None, gate=f"{gate['verdict']} (at the build)")
-    write_report(report, bundle.directory)
+    if gate["verdict"] != FAIL:
+        judged = replace(bundle, manifest={**bundle.manifest, "gate": gate})
+        report = run_bench(judged, lambda: open_backend(bundle, choice), duration=BENCH_SECONDS)
+        # The report is part of the bundle: it cannot hold the bundle's own hash, nor the verdict of a later gate.
+        report["bundle"].update(sha256=None, gate=f"{gate['verdict']} (at the build)")
+        write_report(report, bundle.directory)
     return Verified(gate, tested["difference"])
 
 

@@ -131,9 +131,6 @@ def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path:
         assert found["threshold"] == model["thresholds"][name]
     facts = onnxruntime.InferenceSession(aside / "model.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(facts["thresholds"]) == model["thresholds"]
-    report = json.loads((aside / "report.json").read_text())
-    assert report["bundle"]["gate"] == "fail (at the build)"
-    assert report["notice"].startswith("FAILED ITS ACCURACY GATE; ")
     assert edge_infer("selftest", "--bundle", aside).returncode == 3
 
 
