@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--factor", type=float, default=8.0)
     options = parser.parse_args(arguments)
     size = load_bundle(options.bundle).input_size
-    print("| scale | verdict | drop of the mean AUC | |Δp| mean, largest | calibration error float32, INT8 |")
+    print(
+        "| scale | verdict | drop of the mean AUC (95 % interval) | difference of a probability: mean, largest "
+        "| calibration error: float32, INT8 |"
+    )
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
         images, copy = Path(scratch) / "images", Path(scratch) / "bundle"
