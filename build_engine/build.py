@@ -7,7 +7,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,22 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from build_engine.bundle_writer import bundle_directory, write_manifest
+from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
 from build_engine.images import calibration_images, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
-from build_engine.verify import portable_runner, say, verify
+from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
+from build_engine.verify import say, verify
 from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet, from_folder
+from calibration.judge import portable_runner
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
-from edge.errors import MachineError
+from edge.errors import BundleError, MachineError
+from edge.gate import FAIL, NOT_ASSESSED
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
 from mdconv.checkpoint import Checkpoint
@@ -62,7 +65,11 @@ class BuildOptions:
     gate: bool
     workspace_mb: int | None
     timing_cache: Path | None
+    thresholds: str | None
+    threshold_data: Path | None
     output: Path | None
+    regate: Path | None
+    """A bundle whose gate is repeated; nothing is built then."""
 
 
 def build_bundle(options: BuildOptions) -> Path:
@@ -70,17 +77,21 @@ def build_bundle(options: BuildOptions) -> Path:
 
     Progress goes to standard error. Raises `UsageError` for options that cannot work, `MachineError` where the machine
     lacks something, `BundleError` if the artefact is not the float32 network it was made from; the place of the bundle
-    is then as it was before.
+    is then as it was before. A build that failed its gate is kept beside it (`failed_place`), and its manifest says so.
     """
     weights = choose_weights(options.checkpoint, options.network, options.md_stages)
     checkpoint = weights.checkpoint
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
     backend = _choose_backend(options.backend)
     check_lowering(options.lowering, backend)
+    check_threshold_options(options.thresholds, options.threshold_data, options.gate_data)
     if backend == "tensorrt":
         probe_platform()  # what is missing is said now, not after the calibration
     name = f"{checkpoint.network}-{options.precision}-{backend}"
     output = options.output or Path("out") / name
+    failed = failed_place(output)
+    if options.gate:
+        check_replaceable(failed)
     say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")
     if checkpoint.notice:
         say(checkpoint.notice)
@@ -100,6 +111,12 @@ def build_bundle(options: BuildOptions) -> Path:
 
         say("exporting to ONNX")
         export_onnx(checkpoint, directory / PORTABLE_MODEL, options.batch, preprocess.input_size)
+        threshold_choice = OWN
+        if options.thresholds is not None and options.threshold_data is not None:
+            model, rule = directory / PORTABLE_MODEL, options.thresholds
+            chosen, threshold_choice = choose_thresholds(model, rule, options.threshold_data, preprocess, checkpoint)
+            checkpoint = replace(checkpoint, thresholds=chosen)
+            export_onnx(checkpoint, model, options.batch, preprocess.input_size)  # thresholds are in its metadata, too
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: {parity}")
         calibration = _write_precision(options, directory, dataset, images.origin)
@@ -107,13 +124,16 @@ def build_bundle(options: BuildOptions) -> Path:
 
         known: dict[str, Any] = {
             "name": name,
-            "model": _describe_model(checkpoint, preprocess, options.batch),
+            "model": {
+                **_describe_model(checkpoint, preprocess, options.batch),
+                "threshold_choice": threshold_choice,
+            },
             "preprocess": preprocess.to_manifest(),
             "precision": options.precision,
             "backend": backend,
             "calibration": calibration,
             "golden": _golden(GOLDEN_LIMIT[options.precision]),
-            "gate": {"verdict": "not assessed", "reason": "the build is not finished"},
+            "gate": {"verdict": NOT_ASSESSED, "reason": "the build is not finished"},
         }
 
         def describe(lowered: Lowered) -> dict[str, Any]:
@@ -132,6 +152,13 @@ def build_bundle(options: BuildOptions) -> Path:
         facts["gate"] = verified.gate
         facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
         write_manifest(directory, facts)
+        if verified.gate["verdict"] == FAIL:
+            publish(directory, failed)
+            raise BundleError(
+                f"the {options.precision} build failed its gate ({verified.gate['reason']}), so {output} is as it was, "
+                f"and the build is kept in {failed}, marked as failed: calibrate on more images or by another "
+                "--calibration-method, or build with --fp16"
+            )
     return output
 
 

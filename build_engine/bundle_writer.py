@@ -26,19 +26,29 @@ def bundle_directory(output: Path) -> Iterator[Path]:
         UsageError: something other than a bundle, or an empty directory, stands at `output`.
         OSError: the place cannot be written.
     """
-    _check_replaceable(output)
+    check_replaceable(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private; a bundle is read by the daemon's own user
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        _replace(temporary, output)
-        _sync(output.parent)
+        publish(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, output: Path) -> None:
+    """Have the finished bundle in `temporary` take the place of `output`, which must be beside it. Raises `OSError`."""
+    temporary.chmod(0o755)  # mkdtemp makes it private; a bundle is read by the daemon's own user
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync(temporary)
+    _replace(temporary, output)
+    _sync(output.parent)
+
+
+def failed_place(output: Path) -> Path:
+    """Where a bundle that failed its gate is kept: beside the `output` that it was built for."""
+    return output.with_name(f"{output.name}.failed")
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
@@ -53,13 +63,14 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _check_replaceable(output: Path) -> None:
+def check_replaceable(output: Path) -> None:
+    """Raises `UsageError` if something other than a bundle, or an empty directory, stands at `output`."""
     if not output.exists():
         return
     if not output.is_dir():
-        raise UsageError(f"--output {output} is a file, expected a directory to make or a bundle to replace")
+        raise UsageError(f"{output} is a file, expected a directory to make or a bundle to replace")
     if any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise UsageError(f"--output {output} holds files but no bundle: choose another place, or empty it yourself")
+        raise UsageError(f"{output} holds files but no bundle: choose another place, or empty it yourself")
 
 
 def _replace(temporary: Path, output: Path) -> None:

@@ -1,6 +1,7 @@
 """Build a bundle: checkpoint -> ONNX -> calibrated ONNX -> engine, verified on real images, ready to deploy.
 
 python build_engine/make.py --int8
+python build_engine/make.py --regate out/mobilenet_v2-int8-onnxruntime    the accuracy gate again, on this machine
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from pathlib import Path
 
 try:
     from build_engine.build import BuildOptions, build_bundle
+    from build_engine.gate_again import regate_bundle
+    from build_engine.thresholds import parse_rule
     from mdconv.networks import NETWORKS
 except ImportError as missing:
     sys.exit(
         f"make.py: cannot import {missing.name}: run it in the environment that `make demo` sets up "
-        "(.venv/bin/python build_engine/make.py), or pip install '.[build]'"
+        "(.venv/bin/python build_engine/make.py), or pip install '.[build]'. The gate of a bundle can be "
+        "repeated without it: python -m calibration.regate"
     )
 
 from calibration.observers import METHODS
+from calibration.regate import MAX_AUC_DROP, fraction
 from edge.bundle import BACKENDS
-from edge.errors import EdgeError, describe_os_error
+from edge.errors import BundleError, EdgeError, describe_os_error
+from edge.gate import FAIL
 
 
 def parse(arguments: Sequence[str] | None) -> BuildOptions:
@@ -96,22 +102,51 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     )
     parser.add_argument(
         "--max-auc-drop",
-        type=_fraction,
-        default=0.01,
+        type=fraction,
+        default=MAX_AUC_DROP,
         metavar="X",
         help="mean AUC that the build may lose against float32 (default: 0.01)",
     )
     parser.add_argument(
         "--no-gate", dest="gate", action="store_false", help="skip the accuracy gate; the manifest says so"
     )
+    parser.add_argument(
+        "--thresholds",
+        type=_rule,
+        metavar="RULE",
+        help="how to choose from which probability on a finding is positive: youden, or sensitivity=0.9 or another "
+        "share (default: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--threshold-data", type=Path, metavar="DIR", help="validation images with labels.csv to choose --thresholds on"
+    )
     parser.add_argument("--workspace-mb", type=_at_least(1), metavar="N", help="limit of the engine builder's memory")
     parser.add_argument("--timing-cache", type=Path, metavar="F", help="TensorRT timing cache to read and update")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the bundle (default: out/<network>-<precision>-<backend>)"
     )
+    parser.add_argument(
+        "--regate",
+        type=Path,
+        metavar="BUNDLE",
+        help="build nothing: repeat this bundle's gate here and write the verdict into its manifest; of the other "
+        "options it takes those of the gate and the backend",
+    )
     options = parser.parse_args(arguments)
+    if options.regate is not None:
+        others = vars(options).keys() - {"regate", "gate_data", "max_auc_drop", "backend"}
+        if given := sorted(name for name in others if getattr(options, name) != parser.get_default(name)):
+            parser.error(f"--regate builds nothing, so it takes no option about {', '.join(given)}: leave that out")
     options.precision = options.precision or "int8"
     return BuildOptions(**vars(options))
+
+
+def _rule(text: str) -> str:
+    try:
+        parse_rule(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither youden nor sensitivity=X with X above 0, to 1") from None
+    return text
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -124,17 +159,14 @@ def _at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
     try:
+        if options.regate is not None:
+            verdict = regate_bundle(options.regate, options.gate_data, options.max_auc_drop, options.backend)
+            print(options.regate)
+            return BundleError.exit_status if verdict == FAIL else 0
         print(build_bundle(options))
     except EdgeError as error:
         print(f"make.py: {error}", file=sys.stderr)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.figures import agreement, figures_on_labels
 from edge.errors import UsageError, describe_os_error
+from edge.gate import FAIL, NOT_ASSESSED, PASS
 from edge.labels import CHESTXRAY14
 from edge.results import probabilities
-from edge.statistics import roc_auc
 
 LABELS_FILE = "labels.csv"
-IMAGE_COLUMN, FINDINGS_COLUMN = "Image Index", "Finding Labels"
-"""Columns of ChestX-ray14's own ``Data_Entry_2017.csv``; findings are joined by ``|``."""
+IMAGE_COLUMN, FINDINGS_COLUMN, PATIENT_COLUMN = "Image Index", "Finding Labels", "Patient ID"
+"""Columns of ChestX-ray14's own ``Data_Entry_2017.csv``; findings are joined by ``|``. The patient may be left out."""
 NO_FINDING = "No Finding"
 
 Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -30,6 +31,8 @@ class Labelled(NamedTuple):
     paths: tuple[Path, ...]
     truth: NDArray[np.bool_]
     """(N, L), one row an image, one column a finding."""
+    patients: tuple[str, ...]
+    """Whose each image is; its own name where the table does not say."""
 
 
 def read_labels(directory: Path, names: Sequence[str]) -> Labelled:
@@ -56,12 +59,14 @@ def read_labels(directory: Path, names: Sequence[str]) -> Labelled:
     if not rows:
         raise UsageError(f"{path} lists no image: add one row an image")
     truth: dict[Path, list[bool]] = {}
+    patients = []
     for line, row in rows:
         image, findings = _checked_row(directory, f"{path}, row {line}", row, names)
         if image in truth:
             raise UsageError(f"{path}, row {line}: {image.name} was listed before: keep one of the rows")
         truth[image] = [name in findings for name in names]
-    return Labelled(tuple(truth), np.array(list(truth.values()), np.bool_))
+        patients.append(row.get(PATIENT_COLUMN) or image.name)
+    return Labelled(tuple(truth), np.array(list(truth.values()), np.bool_), tuple(patients))
 
 
 def _checked_row(
@@ -84,8 +89,10 @@ def assess(
     candidate: Infer,
     images: Iterable[NDArray[np.uint8]],
     names: Sequence[str],
+    thresholds: Mapping[str, float],
     truth: NDArray[np.bool_] | None,
     max_auc_drop: float,
+    patients: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run both models over `images` and judge the candidate.
 
@@ -93,13 +100,14 @@ def assess(
         reference, candidate: the float32 model and the one under test.
         images: batches (n, 1, S, S) uint8, N images in all.
         names: the L findings, in the order of the logits.
+        thresholds: probability from which each finding counts as positive, in both models.
         truth: (N, L), or None if nothing is known: then only the agreement of the two is measured.
         max_auc_drop: how much lower the candidate's mean area under the ROC curve may be.
+        patients: whose each image is; each image's own if None.
 
     Returns:
         ``{"verdict": "pass" | "fail" | "not assessed", "reason", "images", "max_auc_drop", "figures"}``. Figures hold
-        the mean and the largest difference of probabilities and, with truth, areas under the curve by finding (None
-        where a finding is always or never present) and their means.
+        the mean and the largest difference of probabilities and, with truth, `figures_on_labels`.
 
     Raises:
         UsageError: no image, or truth of another shape.
@@ -107,41 +115,37 @@ def assess(
     pairs = [(reference(batch), candidate(batch)) for batch in images]
     if not pairs:
         raise UsageError("no image to judge the model by: name a folder of radiographs")
-    logits = [np.concatenate(batches) for batches in zip(*pairs)]
-    shape = logits[0].shape
-    if truth is not None and truth.shape != shape:
-        raise UsageError(f"labels are {truth.shape}, expected {shape}: one row an image, one column a finding")
+    before, after = (np.concatenate(batches) for batches in zip(*pairs))
+    if truth is not None and truth.shape != before.shape:
+        raise UsageError(f"labels are {truth.shape}, expected {before.shape}: one row an image, one column a finding")
     figures: dict[str, Any] = {"mean_difference": None, "max_difference": None}
-    result = {"images": shape[0], "max_auc_drop": max_auc_drop, "figures": figures}
-    if not np.isfinite(logits).all():
-        return {"verdict": "fail", "reason": "a model's output is not a finite number", **result}
-    expected, found = map(probabilities, logits)
-    difference = np.abs(found - expected)
-    figures.update(mean_difference=float(difference.mean()), max_difference=float(difference.max()))
+    result = {"images": len(before), "max_auc_drop": max_auc_drop, "figures": figures}
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return {"verdict": FAIL, "reason": "a model's output is not a finite number", **result}
+    figures.update(agreement(probabilities(before), probabilities(after)))
     if truth is None:
-        reason = "no labels: only the agreement with the float32 model was measured"
-        return {"verdict": "not assessed", "reason": reason, **result}
-    figures["findings"] = {name: _areas(truth[:, i], expected[:, i], found[:, i]) for i, name in enumerate(names)}
+        reason = (
+            f"agreement only, since there are no labels: probabilities differ from float32's by "
+            f"{figures['mean_difference']:.2g} on average, {figures['max_difference']:.2g} at most"
+        )
+        return {"verdict": NOT_ASSESSED, "reason": reason, **result}
+    figures.update(figures_on_labels(before, after, names, truth, thresholds, patients))
     return {**_verdict(figures, max_auc_drop), **result}
 
 
-def _areas(truth: NDArray[np.bool_], expected: NDArray[Any], found: NDArray[Any]) -> dict[str, Any]:
-    positives = int(truth.sum())
-    if positives in (0, len(truth)):
-        return {"positives": positives, "reference": None, "candidate": None}
-    return {"positives": positives, "reference": roc_auc(truth, expected), "candidate": roc_auc(truth, found)}
-
-
-def _verdict(figures: dict[str, Any], max_auc_drop: float) -> dict[str, str]:
-    """Verdict and reason from the areas by finding; adds their means to `figures`."""
-    known = [areas for areas in figures["findings"].values() if areas["reference"] is not None]
-    if not known:
-        return {"verdict": "not assessed", "reason": "no finding is both present and absent among the labelled images"}
-    before, after = (float(np.mean([areas[key] for areas in known])) for key in ("reference", "candidate"))
-    drop = before - after
-    figures["mean_auc"] = {"reference": before, "candidate": after, "drop": drop}
-    verdict = "pass" if drop <= max_auc_drop else "fail"
+def _verdict(figures: Mapping[str, Any], max_auc_drop: float) -> dict[str, str]:
+    mean = figures.get("mean_auc")
+    if mean is None:
+        reason = "agreement only: no finding is both present and absent among the labelled images"
+        return {"verdict": NOT_ASSESSED, "reason": reason}
     reason = (
-        f"mean AUC {before:.4f} to {after:.4f} over {len(known)} findings: a drop of {drop:.4f}, {max_auc_drop} allowed"
+        f"mean AUC {mean['reference']:.4f} to {mean['candidate']:.4f} over {mean['findings']} findings: a drop of "
+        f"{mean['drop']:.4f} ({_interval(mean['interval'])}), {max_auc_drop} allowed"
     )
-    return {"verdict": verdict, "reason": reason}
+    return {"verdict": PASS if mean["drop"] <= max_auc_drop else FAIL, "reason": reason}
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return "too few patients with or without a finding for an interval"
+    return f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"

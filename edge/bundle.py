@@ -1,7 +1,7 @@
 """The bundle: the directory that is deployed, and its manifest (format 1).
 
-A bundle is read-only once written. Every file but ``manifest.json`` is listed there with its SHA-256 and size; a loader
-trusts nothing else in the directory.
+A bundle is read-only once written, but for the gate's verdict in its manifest, which `calibration.regate` renews. Every
+file but ``manifest.json`` is listed there with its SHA-256 and size; a loader trusts nothing else in the directory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import BundleError
+from edge.gate import VERDICTS, gate_verdict, notice_of
 
 FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -89,7 +90,11 @@ class Bundle:
     @property
     def notice(self) -> str:
         """What every reader of the bundle's output must be told, such as what it was trained on; may be empty."""
-        return str(self.manifest["model"].get("notice", ""))
+        return notice_of(self.manifest)
+
+    @property
+    def gate_verdict(self) -> str:
+        return gate_verdict(self.manifest)
 
     @property
     def has_cam(self) -> bool:
@@ -139,6 +144,10 @@ def _check_manifest(manifest: Any, path: Path) -> None:
         raise BundleError(f"{path} has format {manifest['format']}, this version reads {FORMAT}: build the bundle anew")
     if manifest["precision"] not in PRECISIONS:
         raise BundleError(f"{path}: precision {manifest['precision']!r} is none of {', '.join(PRECISIONS)}: {again}")
+    if gate_verdict(manifest) not in VERDICTS:
+        raise BundleError(
+            f"{path}: gate's verdict {gate_verdict(manifest)!r} is none of {', '.join(VERDICTS)}: {again}"
+        )
     model = manifest["model"]
     for key in ("network", "input_size", "batch", "labels", "thresholds"):
         if key not in model:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge.backends import open_backend
 from edge.bundle import Bundle
 from edge.errors import BundleError
+from edge.gate import FAIL
 from edge.pipeline import Item, Outcome, Pipeline
 
 NO_CAM = "no class activation maps: this network's head is not linear after the mean over positions, so --cam has none"
@@ -74,7 +75,8 @@ def readable(result: dict[str, Any]) -> str:
     positive = [f"{label} {p:.2f}" for p, label in chances if result["findings"][label]["positive"]]
     said = ", ".join(positive) or f"no finding (highest: {chances[0][1]} {chances[0][0]:.2f})"
     cam = f"  [{result['cam']['overlay']}]" if result["cam"] else ""
-    return f"{result['source']}: {said}{cam}"
+    failed = "  [this bundle failed its accuracy gate]" if result["gate"] == FAIL else ""
+    return f"{result['source']}: {said}{cam}{failed}"
 
 
 def classify(

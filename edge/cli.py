@@ -15,6 +15,7 @@ from edge import __version__
 from edge.backends import CHOICES, open_backend
 from edge.bundle import Bundle, load_bundle
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
+from edge.gate import FORCE, require_gate
 
 EXIT_STATUS = """exit status: 0 done; 1 some inputs were refused, each named with its reason; 2 wrong use;
 3 the bundle or the machine does not fit (what is missing is named); 130 interrupted; 141 nobody reads the output"""
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="log every step to stderr")
     bundle = _Parser(add_help=False)
     bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
+    bundle.add_argument(
+        FORCE, action="store_true", help="run a bundle that failed its accuracy gate; every result says so"
+    )
     bundle.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
 
     parser = _Parser(prog="edge-infer", description="Findings in chest radiographs, on the device.", epilog=EXIT_STATUS)
@@ -140,6 +144,7 @@ def _seconds(text: str) -> float:
 
 def _load(options: argparse.Namespace) -> Bundle:
     bundle = load_bundle(options.bundle)
+    require_gate(bundle.manifest, options.allow_failed_gate)
     if bundle.notice:
         print(f"edge-infer: {bundle.notice}", file=sys.stderr)
     return bundle
@@ -165,6 +170,7 @@ def _serve(options: argparse.Namespace) -> int:
         backend=options.backend,
         drain=options.drain,
         keep_names=options.keep_names,
+        allow_failed_gate=options.allow_failed_gate,
     )
     refused = Server(config).run()
     return 1 if refused and options.drain else 0
@@ -172,6 +178,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
+    require_gate(bundle.manifest, options.allow_failed_gate)
     from edge.bench import run_bench
     from edge.progress import ProgressLine
 

@@ -19,6 +19,7 @@ from types import FrameType
 from edge.backends import open_backend
 from edge.bundle import load_bundle
 from edge.errors import InputRefusedError
+from edge.gate import require_gate
 from edge.ledger import Ledger
 from edge.pipeline import Item, Outcome, Pipeline, read_file
 from edge.preprocess import Preprocess
@@ -45,6 +46,8 @@ class ServeConfig:
     """Stop once the folder holds nothing new and all of it is done."""
     keep_names: bool = False
     """Keep file names with the results. They may hold patients' names, so it is off by default."""
+    allow_failed_gate: bool = False
+    """Serve a bundle that failed its accuracy gate."""
 
 
 class Server:
@@ -59,10 +62,11 @@ class Server:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or, with ``drain``, until all is done; then finish what is under way.
 
-        Returns how many images were refused. Raises `BundleError` or `MachineError` if it cannot serve any longer.
+        Returns how many images were refused. Raises `BundleError` or `MachineError` if it cannot serve (any longer).
         """
         with self._signals():
             bundle = load_bundle(self.config.bundle)
+            require_gate(bundle.manifest, self.config.allow_failed_gate)
             self._bundle = bundle
             self._size_limit = Preprocess.from_manifest(bundle.manifest["preprocess"]).max_file_bytes
             with Ledger(self.config.state) as self._ledger:
@@ -163,6 +167,7 @@ class Server:
             sha256=None,
             timings=Timings(),
             bundle=self._bundle.sha256,
+            gate=self._bundle.gate_verdict,
             backend=self._pipeline.backend_name,
             reason=reason,
         )

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.bundle import ENGINE, load_bundle
-from edge.errors import EdgeError, MachineError
+from edge.errors import BundleError, EdgeError, MachineError
+from edge.gate import require_gate
 from edge.plugin_library import find_plugin
 from edge.telemetry import UNAVAILABLE, Sampler, machine_facts
 
@@ -234,4 +235,9 @@ def _bundle(directory: Path) -> Finding:
         return Finding("bundle", False, str(error), "see above", needed=True)
     engine = "holds an engine" if bundle.path(ENGINE) else "no engine: TensorRT builds one at first load"
     detail = f"{bundle.name}: {bundle.precision}, {len(bundle.manifest['files'])} files verified; {engine}"
+    try:
+        require_gate(bundle.manifest)
+    except BundleError as error:
+        return Finding("bundle", False, f"{detail}; {error}", "see above", needed=True)
+    detail += f"; accuracy gate: {bundle.gate_verdict}"
     return Finding("bundle", True, f"{detail}; try it: edge-infer selftest --bundle {directory}")

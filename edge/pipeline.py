@@ -261,6 +261,7 @@ class Pipeline:
                 sha256=job.sha256,
                 timings=job.timings,
                 bundle=self._bundle.sha256,
+                gate=self._bundle.gate_verdict,
                 backend=self.backend_name,
                 findings=found,
                 reason=job.reason,

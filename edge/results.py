@@ -71,11 +71,15 @@ def image_result(
     sha256: str | None,
     timings: Timings,
     bundle: str,
+    gate: str,
     backend: str | None,
     findings: dict[str, dict[str, Any]] | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that stands for one image: ``done`` with `findings`, or ``refused`` with a `reason`."""
+    """The JSON object that stands for one image: ``done`` with `findings`, or ``refused`` with a `reason`.
+
+    `bundle` is its SHA-256, `gate` the verdict of its accuracy gate.
+    """
     return {
         "id": id,
         "source": source,
@@ -87,6 +91,7 @@ def image_result(
         "guard": None,
         "timings_ms": timings.milliseconds(),
         "bundle": bundle,
+        "gate": gate,
         "backend": backend,
         "time": timestamp(),
     }

@@ -1,4 +1,4 @@
-"""Statistics that calibration, evaluation and reports share: area under a ROC curve, percentiles, histograms."""
+"""Statistics that calibration, evaluation and reports share: ROC areas, operating points, percentiles, histograms."""
 
 from __future__ import annotations
 
@@ -42,6 +42,25 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     midrank = last_rank - (sizes - 1) / 2.0
     rank_sum = float(midrank[group][positive].sum())
     return (rank_sum - positives * (positives + 1) / 2.0) / (positives * negatives)
+
+
+def operating_point(
+    truth: NDArray[np.bool_], probabilities: NDArray[np.floating[Any]], threshold: float
+) -> dict[str, float | None]:
+    """The threshold, and `rates` of calling (N,) probabilities from `threshold` on positive."""
+    return {"threshold": threshold, **rates(truth, probabilities >= threshold)}
+
+
+def rates(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float | None]:
+    """Sensitivity, specificity and accuracy of calling the images `called` (N,) positive.
+
+    Sensitivity is None without a positive case, specificity without a negative one.
+    """
+    return {
+        "sensitivity": float(called[truth].mean()) if truth.any() else None,
+        "specificity": float(1 - called[~truth].mean()) if not truth.all() else None,
+        "accuracy": float((called == truth).mean()),
+    }
 
 
 def samples_needed(percentile: str) -> int:

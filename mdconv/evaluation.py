@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from edge.errors import MachineError, UsageError
 from edge.results import probabilities
+from edge.statistics import operating_point, rates
 from mdconv.data.cases import Cases
-from mdconv.metrics import DRAWS, Areas, operating_point, rates, resampled_areas
+from mdconv.metrics import DRAWS, Areas, resampled_areas
 from mdconv.predictors import Predictor
 
 BATCH = 16

@@ -6,6 +6,7 @@ image (how often its patient was drawn), so that all draws share one sort of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,6 +70,21 @@ def youden_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floatin
     best = int(np.argmax(sensitivity + specificity))
     below = cuts[best - 1] if best else 0.0
     return float((below + cuts[best]) / 2)  # half way to the next score: neither case decides it alone
+
+
+def sensitivity_threshold(truth: NDArray[np.bool_], probabilities: NDArray[np.floating[Any]], wanted: float) -> float:
+    """The highest probability from which on at least the share `wanted` (0, 1] of positives is called; both (N,).
+
+    Raises `ValueError` if there is no positive case.
+    """
+    scores = probabilities.astype(np.float64)
+    positives = np.sort(scores[truth])[::-1]
+    if not len(positives):
+        raise ValueError(f"none of {len(truth)} cases is positive, a sensitivity needs one")
+    # Not ceil of the product alone: 0.7 * 10 is 7.000000000000001 in binary arithmetic.
+    cut = positives[max(1, math.ceil(round(wanted * len(positives), 9))) - 1]
+    below = scores[scores < cut]
+    return float((cut + (below.max() if len(below) else 0.0)) / 2)
 
 
 def resampled_areas(
@@ -137,22 +153,3 @@ def roc_points(
     last = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])  # equal scores are cut together
     right, wrong = np.cumsum(truth[order])[last], np.cumsum(~truth[order])[last]
     return np.r_[0, wrong] / wrong[-1], np.r_[0, right] / right[-1]
-
-
-def operating_point(
-    truth: NDArray[np.bool_], probabilities: NDArray[np.floating], threshold: float
-) -> dict[str, float | None]:
-    """The threshold, and `rates` of calling (N,) probabilities from `threshold` on positive."""
-    return {"threshold": threshold, **rates(truth, probabilities >= threshold)}
-
-
-def rates(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Sensitivity, specificity and accuracy of calling the images `called` (N,) positive.
-
-    Sensitivity is None without a positive case, specificity without a negative one.
-    """
-    return {
-        "sensitivity": float(called[truth].mean()) if truth.any() else None,
-        "specificity": float(1 - called[~truth].mean()) if not truth.all() else None,
-        "accuracy": float((called == truth).mean()),
-    }

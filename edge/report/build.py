@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from edge.gate import gate_notes, gate_verdict, notice_of
 from edge.report.layers import layer_rows
 from edge.report.lowerings import lowering_comparison
 from edge.report.taints import find_taints
@@ -80,7 +81,7 @@ def build_report(
     report: dict[str, Any] = {
         "format": FORMAT,
         "kind": kind,
-        "notice": bundle_manifest["model"].get("notice") or RESEARCH_USE,
+        "notice": notice_of(bundle_manifest, RESEARCH_USE),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "scenario": scenario,
         "settings": dict(settings or {}),
@@ -100,7 +101,12 @@ def build_report(
         "machine": dict(machine_facts),
         "bundle": _bundle_identity(bundle_manifest, bundle_sha256),
         "backend": {key: value for key, value in backend_facts.items() if key != "layers"},
-        "notes": [*notes, *_notes(stages, query, energy), *_layer_notes(layers, backend_facts)],
+        "notes": [
+            *notes,
+            *gate_notes(bundle_manifest),
+            *_notes(stages, query, energy),
+            *_layer_notes(layers, backend_facts),
+        ],
     }
     report["verdict"] = verdict(report)
     return report
@@ -131,7 +137,7 @@ def _bundle_identity(manifest: Mapping[str, Any], sha256: str) -> dict[str, Any]
         "precision": manifest["precision"],
         "lowering": {key: value for key, value in manifest["lowering"].items() if key not in ELSEWHERE},
         "built_for": manifest["backend"],
-        "gate": manifest["gate"].get("verdict", UNAVAILABLE),
+        "gate": gate_verdict(manifest),
     }
 
 

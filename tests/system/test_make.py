@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import onnxruntime
 import pytest
 
@@ -206,26 +204,6 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
     assert made.returncode == 2
     assert "its network expects" in made.stderr.splitlines()[-1]
     assert not (tmp_path / "bundle").exists()
-
-
-def test_a_failed_gate_keeps_the_old_bundle(tmp_path: Path) -> None:
-    """Ranges from black images clip everything that a radiograph holds: such a network must not come out."""
-    black = tmp_path / "black"
-    black.mkdir()
-    for level in range(4):
-        cv2.imwrite(str(black / f"{level}.png"), np.full((64, 64), level, np.uint8))
-    write_folder(tmp_path / "gate", 60, 2_500_000, 448)
-    output = tmp_path / "bundle"
-    build(output, "--fp32", "--backend", "onnxruntime", "--no-gate", "--calibration-images", "8")
-    before = (output / "manifest.json").read_bytes()
-
-    made = run_make(
-        *("--int8", "--backend", "onnxruntime", "--calibration-data", black, "--gate-data", tmp_path / "gate"),
-        *("--output", output),
-    )
-    assert made.returncode == 3
-    assert (output / "manifest.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["black", "bundle", "gate"]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:

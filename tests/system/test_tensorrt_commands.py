@@ -113,6 +113,20 @@ def test_auto_takes_tensorrt_where_it_works(make_bundle: Callable[..., Path], fo
     assert "it is built here, once" in done.stderr
 
 
+def test_the_gate_is_repeated_with_the_engine_of_this_machine(
+    make_bundle: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle(size=32, gate={"verdict": "pass", "reason": "r", "ran_on": "onnxruntime"})
+    command = [sys.executable, "-m", "calibration.regate", bundle, "--gate-data", folder]
+    environment = stand_in_environment(tmp_path, tmp_path / "cache")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    gate = load_bundle(bundle).manifest["gate"]
+    assert (gate["verdict"], gate["ran_on"], gate["backend"]["engine"]) == ("not assessed", "tensorrt", "built here")
+    assert gate["images"] == COUNT and gate["figures"]["max_difference"] < 1e-6
+    assert gate["replaces"]["ran_on"] == "onnxruntime"
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
     """Runs ``make.py --backend tensorrt`` on the stand-ins, at 96 pixels; returns the manifest and what was said.

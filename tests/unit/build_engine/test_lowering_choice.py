@@ -14,7 +14,7 @@ import pytest
 from build_engine.export import export_onnx
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering, choose_fastest
-from build_engine.verify import portable_runner
+from calibration.judge import portable_runner
 from edge.bundle import GOLDEN, PORTABLE_MODEL
 from edge.errors import MachineError, UsageError
 from edge.interleaved import Timing

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from calibration.gate import assess, read_labels
 from edge.errors import UsageError
 
 NAMES = ("Mass", "Nodule")
+THRESHOLDS = {"Mass": 0.5, "Nodule": 0.5}
 TRUTH = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.bool_)
 GOOD = np.array([[2.0, -2.0], [1.0, -1.0], [-1.0, 3.0], [-2.0, -3.0]], np.float32)
 
@@ -27,7 +29,7 @@ def batches(count: int = 4, size: int = 2) -> list[NDArray[np.uint8]]:
 
 
 def judge(candidate: NDArray[Any], truth: NDArray[np.bool_] | None = TRUTH, limit: float = 0.01) -> dict[str, Any]:
-    return assess(model(GOOD), model(candidate), batches(), NAMES, truth, limit)
+    return assess(model(GOOD), model(candidate), batches(), NAMES, THRESHOLDS, truth, limit)
 
 
 def test_same_model_passes() -> None:
@@ -35,8 +37,13 @@ def test_same_model_passes() -> None:
     assert result["verdict"] == "pass"
     assert result["images"] == 4
     assert result["figures"]["mean_difference"] == result["figures"]["max_difference"] == 0
-    assert result["figures"]["mean_auc"] == {"reference": 1.0, "candidate": 1.0, "drop": 0.0}
-    assert result["figures"]["findings"]["Mass"] == {"positives": 2, "reference": 1.0, "candidate": 1.0}
+    areas = {"reference": 1.0, "candidate": 1.0, "drop": 0.0}
+    assert result["figures"]["mean_auc"] == {**areas, "interval": None, "findings": 2}  # one Nodule has no spread
+    mass = result["figures"]["findings"]["Mass"]
+    assert (mass["positives"], mass["auc"]) == (2, {**areas, "interval": [0.0, 0.0]})
+    assert mass["sensitivity"] == mass["specificity"] == {"reference": 1.0, "candidate": 1.0}
+    assert "DeLong" in result["figures"]["method"]["interval"]
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_differences_are_of_probabilities() -> None:
@@ -62,14 +69,18 @@ def test_finding_without_both_classes_is_left_out_of_the_mean() -> None:
     truth = TRUTH.copy()
     truth[:, 1] = False
     figures = judge(GOOD, truth)["figures"]
-    assert figures["findings"]["Nodule"] == {"positives": 0, "reference": None, "candidate": None}
+    nodule = figures["findings"]["Nodule"]
+    assert nodule["auc"] == {"reference": None, "candidate": None, "drop": None, "interval": None}
+    assert nodule["positives"] == 0
+    assert nodule["sensitivity"] == {"reference": None, "candidate": None}
     assert figures["mean_auc"]["reference"] == 1.0
+    assert figures["mean_auc"]["findings"] == 1
 
 
 def test_without_labels_only_agreement() -> None:
     result = judge(GOOD + 0.1, truth=None)
     assert result["verdict"] == "not assessed"
-    assert "only the agreement" in result["reason"]
+    assert result["reason"].startswith("agreement only")
     assert result["figures"]["mean_difference"] > 0
     assert "mean_auc" not in result["figures"]
 
@@ -77,7 +88,7 @@ def test_without_labels_only_agreement() -> None:
 def test_labels_that_tell_nothing() -> None:
     result = judge(GOOD, np.zeros_like(TRUTH))
     assert result["verdict"] == "not assessed"
-    assert "no finding is both present and absent" in result["reason"]
+    assert "agreement only: no finding is both present and absent" in result["reason"]
 
 
 def test_output_that_is_no_number_fails() -> None:
@@ -91,7 +102,7 @@ def test_output_that_is_no_number_fails() -> None:
 
 def test_no_image_and_wrong_labels_are_refused() -> None:
     with pytest.raises(UsageError, match="no image to judge"):
-        assess(model(GOOD), model(GOOD), [], NAMES, TRUTH, 0.01)
+        assess(model(GOOD), model(GOOD), [], NAMES, THRESHOLDS, TRUTH, 0.01)
     with pytest.raises(UsageError, match="one row an image"):
         judge(GOOD, TRUTH[:3])
 
@@ -109,6 +120,13 @@ def test_reads_labels(tmp_path: Path) -> None:
         found = read_labels(labelled(tmp_path, rows, header), NAMES)
         assert found.paths == (tmp_path / "a.png", tmp_path / "b.png")
         np.testing.assert_array_equal(found.truth, [[True, True], [False, False]])
+        assert found.patients == ("1", "2")
+
+
+def test_an_image_without_a_patient_is_its_own(tmp_path: Path) -> None:
+    found = read_labels(labelled(tmp_path, "a.png,Mass\nb.png,Mass\n", "Image Index,Finding Labels"), NAMES)
+    assert found.patients == ("a.png", "b.png")
+    assert read_labels(labelled(tmp_path, "a.png,Mass,\n"), NAMES).patients == ("a.png",)
 
 
 def test_findings_that_the_network_does_not_know_are_absent(tmp_path: Path) -> None:

@@ -72,11 +72,12 @@ def test_a_result_has_the_documented_keys_and_is_json() -> None:
         "sha256": "ab",
         "timings": Timings(),
         "bundle": "cd",
+        "gate": "pass",
         "backend": "onnxruntime",
     }
     done = image_result(**facts, findings={"A": {"probability": 0.5, "positive": True}})
     refused = image_result(**facts, reason="it is empty")
-    keys = "id source sha256 status reason findings cam guard timings_ms bundle backend time"
+    keys = "id source sha256 status reason findings cam guard timings_ms bundle gate backend time"
     assert " ".join(done) == " ".join(refused) == keys
     assert (done["status"], done["reason"]) == ("done", None)
     assert (refused["status"], refused["findings"]) == ("refused", None)

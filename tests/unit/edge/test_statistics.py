@@ -8,7 +8,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from edge.statistics import MAX_BINS, PERCENTILES, histogram, nearest_rank, roc_auc, samples_needed, summary
+from edge.statistics import (
+    MAX_BINS,
+    PERCENTILES,
+    histogram,
+    nearest_rank,
+    operating_point,
+    roc_auc,
+    samples_needed,
+    summary,
+)
 
 
 def pairwise_auc(labels, scores):
@@ -145,3 +154,14 @@ def test_histogram_keeps_the_body_readable_under_a_long_tail():
     result = histogram(np.concatenate([body, [4000.0]]))
     assert sum(1 for number in result["counts"] if number > 0) > 10
     assert result["counts"][-1] == 1
+
+
+def test_an_operating_point_counts() -> None:
+    truth = np.array([True, True, True, False, False])
+    chance = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
+    point = operating_point(truth, chance, 0.5)
+    assert point["threshold"] == 0.5
+    assert point["sensitivity"] == pytest.approx(2 / 3) and point["specificity"] == pytest.approx(1 / 2)
+    assert point["accuracy"] == pytest.approx(3 / 5)
+    assert operating_point(truth[:3], chance[:3], 0.5)["specificity"] is None
+    assert operating_point(truth[3:], chance[3:], 0.5)["sensitivity"] is None

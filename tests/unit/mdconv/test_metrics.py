@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.statistics import roc_auc
-from mdconv.metrics import CHUNK, operating_point, patient_weights, resampled_areas, roc_points, weighted_auc
+from mdconv.metrics import CHUNK, patient_weights, resampled_areas, roc_points, weighted_auc
 
 
 def a_case(images: int, labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,14 +82,3 @@ def test_the_curve_is_that_of_all_cuts_and_its_area_the_area(images: int) -> Non
     assert wrong == pytest.approx([(scores[~truth] >= cut).mean() for cut in cuts])
     area = float(((right[1:] + right[:-1]) / 2 * np.diff(wrong)).sum())
     assert area == pytest.approx(roc_auc(truth, scores))
-
-
-def test_an_operating_point_counts() -> None:
-    truth = np.array([True, True, True, False, False])
-    chance = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
-    point = operating_point(truth, chance, 0.5)
-    assert point["threshold"] == 0.5
-    assert point["sensitivity"] == pytest.approx(2 / 3) and point["specificity"] == pytest.approx(1 / 2)
-    assert point["accuracy"] == pytest.approx(3 / 5)
-    assert operating_point(truth[:3], chance[:3], 0.5)["specificity"] is None
-    assert operating_point(truth[3:], chance[3:], 0.5)["sensitivity"] is None

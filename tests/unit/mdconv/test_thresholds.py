@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.labels import CHESTXRAY14
-from mdconv.metrics import area_per_finding, youden_thresholds
+from mdconv.metrics import area_per_finding, sensitivity_threshold, youden_thresholds
 
 
 def brute_force_youden(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -26,6 +26,26 @@ def test_youden_thresholds_reach_the_best_sum(seed: int) -> None:
         reached = (values[truth] >= cut).mean() + (values[~truth] < cut).mean()
         assert name == CHESTXRAY14[index] and 0 <= cut <= 1
         assert reached == pytest.approx(brute_force_youden(truth, values))
+
+
+@pytest.mark.parametrize("wanted", [0.01, 0.1, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("images", [5, 10, 63, 200])
+def test_the_highest_threshold_of_a_sensitivity(images: int, wanted: float) -> None:
+    rng = np.random.default_rng(images)
+    truth = np.arange(images) % 3 != 0
+    scores = (0.2 * truth + rng.random(images).round(2) * 0.8).astype(np.float32)
+    cut = sensitivity_threshold(truth, scores, wanted)
+    positives = int(truth.sum())
+    needed = next(k for k in range(1, positives + 1) if k / positives >= wanted - 1e-12)
+    assert (scores[truth] >= cut).sum() >= needed
+    reached = min(each for each in scores if each >= cut)
+    assert (scores[truth] > reached).sum() < needed, "a higher one calls too few"
+    assert 0 < cut <= reached
+
+
+def test_a_sensitivity_needs_a_positive() -> None:
+    with pytest.raises(ValueError, match="none of 3 cases is positive"):
+        sensitivity_threshold(np.zeros(3, bool), np.zeros(3), 0.9)
 
 
 def test_a_threshold_needs_both_kinds_of_case() -> None:

@@ -1,0 +1,100 @@
+"""Puts a bundle, as its backend runs it on this machine, before the accuracy gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from calibration.dataset import from_folder
+from calibration.gate import LABELS_FILE, assess, read_labels
+from edge.backends import Backend
+from edge.bundle import PORTABLE_MODEL, Bundle
+from edge.errors import InputRefusedError, UsageError
+from edge.preprocess import Preprocess, load_image
+from edge.progress import ProgressLine
+from edge.results import timestamp
+from edge.telemetry import machine_facts
+
+UNLABELLED_IMAGES = 200
+"""Most images of an unlabelled folder on which the agreement with float32 is measured."""
+
+RTX_NOTE = "the engine needs an RTX GPU and was not run: the figures are of its ONNX model in ONNX Runtime"
+
+
+class Float32Outputs(NamedTuple):
+    """What the portable model returns for N images."""
+
+    logits: NDArray[np.float32]
+    """(N, L)."""
+    cam: NDArray[np.float32] | None
+    """(N, L, h, w); None where the network has no class activation maps."""
+
+
+def portable_runner(model: Path) -> Callable[[NDArray[np.uint8]], Float32Outputs]:
+    """The float32 reference: runs (N, 1, S, S) uint8 images through the portable `model`, one at a time."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: NDArray[np.uint8]) -> Float32Outputs:
+        outputs = [session.run(names, {"image": images[i : i + 1]}) for i in range(len(images))]
+        found = {name: np.concatenate(parts) for name, parts in zip(names, zip(*outputs))}
+        return Float32Outputs(found["logits"], found.get("cam"))
+
+    return run
+
+
+def judge(
+    bundle: Bundle, backend: Backend, directory: Path, origin: str, max_auc_drop: float, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compare `bundle`, run by `backend`, with its own float32 model on the images in `directory`.
+
+    Returns the manifest's gate entry: `assess` with ``data`` (the images' `origin`), ``ran_on``, ``backend``,
+    ``machine`` and ``time``. Raises `UsageError` for images or labels that cannot be used.
+    """
+    preprocess = Preprocess.from_manifest(bundle.manifest["preprocess"])
+    truth, patients = None, None
+    if (directory / LABELS_FILE).is_file():
+        paths, truth, patients = read_labels(directory, bundle.labels)
+    else:
+        paths = from_folder(directory, UNLABELLED_IMAGES, preprocess).paths
+    say(f"gate: comparing with float32 on {len(paths)} images ({origin})")
+    reference = portable_runner(bundle.directory / PORTABLE_MODEL)
+    with ProgressLine("gate") as progress:
+        gate = assess(
+            lambda batch: reference(batch).logits,
+            lambda batch: backend.infer(batch).logits,
+            load_images(paths, preprocess, progress, "--gate-data"),
+            bundle.labels,
+            bundle.thresholds,
+            truth,
+            max_auc_drop,
+            patients,
+        )
+    machine = machine_facts()
+    gate |= {
+        "data": origin,
+        "ran_on": backend.name,
+        "backend": {key: value for key, value in backend.facts.items() if key != "layers"},
+        "machine": {key: machine[key] for key in ("architecture", "cpu", "jetson")},
+        "time": timestamp(),
+    }
+    if bundle.manifest["backend"] == "tensorrt-rtx":
+        gate["note"] = RTX_NOTE
+    return gate
+
+
+def load_images(
+    paths: Sequence[Path], preprocess: Preprocess, progress: ProgressLine, option: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Each image as (1, 1, S, S) uint8. Raises `UsageError` naming the first that is no usable image of `option`."""
+    for number, path in enumerate(paths):
+        progress("images", number, len(paths))
+        try:
+            yield load_image(path, preprocess)[None, None]
+        except InputRefusedError as error:
+            raise UsageError(f"image {path}: {error}: mend the file or take it out of {option}") from None

@@ -1,0 +1,225 @@
+"""The gate of a bundle that is there, repeated: a good one, a sabotaged one, one that nothing is known of."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from build_engine.bundle_writer import write_manifest
+from calibration.dataset import from_folder
+from calibration.quantize import quantize
+from calibration.regate import main, regate
+from edge.bundle import MANIFEST, load_bundle
+from edge.errors import BundleError, UsageError
+from edge.labels import CHESTXRAY14
+from edge.preprocess import Preprocess
+from tests.conftest import tiny_network, write_tiny_bundle
+from tests.once import made_once
+
+SIZE = 64
+IMAGES = 60
+
+
+def pictures(contrast: float) -> Iterator[np.ndarray]:
+    """Blurred noise of many sharpnesses, (64, 64) uint8: of low contrast, wide steps round it away."""
+    rng = np.random.default_rng(11)
+    for _ in range(IMAGES):
+        noise = cv2.GaussianBlur(rng.normal(size=(SIZE, SIZE)), (0, 0), rng.uniform(0.5, 4))
+        values = 124 + rng.uniform(0.7, 1.4) * contrast * noise / noise.std()
+        yield values.clip(0, 255).astype(np.uint8)
+
+
+def write_int8(directory: Path) -> None:
+    write_tiny_bundle(directory, size=SIZE)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, image in enumerate(pictures(50)):
+            cv2.imwrite(f"{scratch}/{number}.png", image)
+        float32 = tiny_network(SIZE)
+        for node in float32.graph.node:
+            node.name = node.output[0]
+        model, _ = quantize(float32, from_folder(Path(scratch), IMAGES, Preprocess(SIZE)))
+    onnx.save(model, directory / "model.int8.onnx")
+    renew(directory, precision="int8")
+
+
+def renew(directory: Path, **changes: Any) -> None:
+    """The manifest's hashes as the files are now, and `changes` in its entries."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    write_manifest(directory, {key: value for key, value in {**manifest, **changes}.items() if key != "files"})
+
+
+@pytest.fixture(scope="module")
+def int8_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT8 bundle of the tiny network: do not change its files."""
+    return made_once(tmp_path_factory, "int8_tiny_bundle", write_int8)
+
+
+@pytest.fixture
+def bundle(int8_tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(int8_tiny, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def labelled(int8_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images on which float32 is right by definition: a finding is in those of the upper half of its own logits."""
+    directory = tmp_path_factory.mktemp("labelled")
+    images = np.stack(list(pictures(4)))
+    session = onnxruntime.InferenceSession(int8_tiny / "model.onnx")
+    logits = session.run(["logits"], {"image": images[:, None]})[0]
+    truth = logits > np.median(logits, axis=0)
+    with (directory / "labels.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["Image Index", "Finding Labels"])
+        for number, (image, row) in enumerate(zip(images, truth)):
+            cv2.imwrite(str(directory / f"{number}.png"), image)
+            found = "|".join(name for name, present in zip(CHESTXRAY14, row) if present)
+            table.writerow([f"{number}.png", found or "No Finding"])
+    return directory
+
+
+@pytest.fixture
+def unlabelled(labelled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(labelled, tmp_path / "unlabelled", ignore=shutil.ignore_patterns("*.csv")))
+
+
+def sabotage(directory: Path) -> None:
+    """Multiply the activation scale of the first convolution by 8, and give the manifest the file's new hash."""
+    path = directory / "model.int8.onnx"
+    model = onnx.load(path)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants)
+    scale = constants[node.input[1]]
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(8), scale.name))
+    onnx.save(model, path)
+    renew(directory)
+
+
+def gate_of(directory: Path) -> dict[str, Any]:
+    gate: dict[str, Any] = load_bundle(directory).manifest["gate"]
+    return gate
+
+
+def test_a_good_bundle_passes(bundle: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = load_bundle(bundle)
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 0
+    gate, after = gate_of(bundle), load_bundle(bundle)
+    assert (gate["verdict"], gate["images"], gate["ran_on"]) == ("pass", IMAGES, "onnxruntime")
+    assert gate["figures"]["mean_auc"]["reference"] == 1
+    assert gate["backend"]["model"] == "model.int8.onnx"
+    assert gate["replaces"] == {"verdict": "not assessed"}
+    assert gate["data"] == "user's images"  # never a path: it may name a patient or a ward
+    assert after.sha256 != before.sha256
+    assert {**after.manifest, "gate": 0} == {**before.manifest, "gate": 0}
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*before.manifest["files"], MANIFEST])
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(bundle)
+    assert "gate: pass: mean AUC 1.0000 to" in shown.err and "95 % interval" in shown.err
+
+
+def test_a_sabotaged_bundle_fails_and_no_longer_runs(
+    bundle: Path, labelled: Path, unlabelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sabotage(bundle)
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
+    gate = gate_of(bundle)
+    assert gate["verdict"] == "fail"
+    assert gate["figures"]["mean_auc"]["interval"][0] > 0
+    failed = (bundle / MANIFEST).read_bytes()
+
+    # Images without labels tell too little to lift that.
+    assert main([str(bundle), "--gate-data", str(unlabelled), "--backend", "onnxruntime"]) == 2
+    assert "cannot lift that (agreement only" in capsys.readouterr().err
+    assert (bundle / MANIFEST).read_bytes() == failed
+
+    # A wider limit does, and the manifest says what was allowed and what stood there before.
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime", "--max-auc-drop", "1"]) == 0
+    assert (gate_of(bundle)["verdict"], gate_of(bundle)["max_auc_drop"]) == ("pass", 1)
+    assert gate_of(bundle)["replaces"]["verdict"] == "fail"
+
+
+def test_images_without_labels_tell_the_agreement_only(bundle: Path, unlabelled: Path) -> None:
+    assert main([str(bundle), "--gate-data", str(unlabelled)]) == 0
+    gate = gate_of(bundle)
+    assert gate["verdict"] == "not assessed"
+    assert gate["reason"].startswith("agreement only")
+    assert set(gate["figures"]) == {"mean_difference", "max_difference"}
+    assert gate["images"] == IMAGES
+
+
+def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
+    changed: list[bytes] = []
+
+    def change(text: str) -> None:
+        if "comparing" in text:
+            renew(bundle, name="another")
+            changed.append((bundle / MANIFEST).read_bytes())
+
+    with pytest.raises(BundleError, match="was changed while the gate ran"):
+        regate(bundle, labelled, "test", 0.01, "onnxruntime", change)
+    assert (bundle / MANIFEST).read_bytes() == changed[0]
+    assert not list(bundle.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda bundle, data: shutil.rmtree(data), "is no folder"),
+        (lambda bundle, data: [path.unlink() for path in data.iterdir()], "holds no image"),
+        (lambda bundle, data: (data / "0.png").write_bytes(b"text"), "0.png"),
+    ],
+)
+def test_images_that_cannot_be_used_change_nothing(
+    bundle: Path, unlabelled: Path, change: Callable[[Path, Path], Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+    change(bundle, unlabelled)
+    assert main([str(bundle), "--gate-data", str(unlabelled)]) == UsageError.exit_status
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert (bundle / MANIFEST).read_bytes() == before
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_the_work(bundle: Path, unlabelled: Path) -> None:
+    bundle.chmod(0o555)
+    # Root may write all the same, unless it gives that right away.
+    unprivileged = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    command = [*unprivileged, sys.executable, "-m", "calibration.regate", bundle, "--gate-data", unlabelled]
+    done = subprocess.run(command, capture_output=True, text=True)
+    bundle.chmod(0o755)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "cannot be written, where the verdict goes" in line
+
+
+def test_no_bundle_is_one_line(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--gate-data", str(labelled)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no manifest.json" in line
+
+
+def test_it_runs_where_there_is_no_torch_and_no_onnx(bundle: Path, labelled: Path) -> None:
+    code = """
+import sys
+for name in ("torch", "onnx"):
+    sys.modules[name] = None  # an import raises ImportError
+from calibration.regate import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, bundle, "--gate-data", labelled, "--backend", "onnxruntime"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert gate_of(bundle)["verdict"] == "pass"
