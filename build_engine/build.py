@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -27,11 +27,15 @@ from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet, from_folder
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
-from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
+from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
 from edge.errors import MachineError
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
+from edge.signature import SIGNATURE, fingerprint, load_private_key
 from mdconv.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 GOLDEN_IMAGES = 8
 GOLDEN_LIMIT = {
@@ -62,6 +66,7 @@ class BuildOptions:
     gate: bool
     workspace_mb: int | None
     timing_cache: Path | None
+    sign_key: Path | None
     output: Path | None
 
 
@@ -72,6 +77,7 @@ def build_bundle(options: BuildOptions) -> Path:
     lacks something, `BundleError` if the artefact is not the float32 network it was made from; the place of the bundle
     is then as it was before.
     """
+    key = load_private_key(options.sign_key) if options.sign_key else None  # before the work: it may ask
     weights = choose_weights(options.checkpoint, options.network, options.md_stages)
     checkpoint = weights.checkpoint
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
@@ -132,7 +138,17 @@ def build_bundle(options: BuildOptions) -> Path:
         facts["gate"] = verified.gate
         facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
         write_manifest(directory, facts)
+        _sign(directory, key, output)
     return output
+
+
+def _sign(directory: Path, key: Ed25519PrivateKey | None, output: Path) -> None:
+    """Sign the finished bundle; without a `key` say so, if the bundle that it replaces was signed."""
+    if key is not None:
+        sign_bundle(directory, key)
+        say(f"signed with key {fingerprint(key.public_key())}")
+    elif (output / SIGNATURE).exists():
+        say(f"the bundle at {output} was signed; this one is not: sign it with `edge-infer sign` once it is reviewed")
 
 
 def golden_tolerance(precision: str, difference: Mapping[str, float]) -> dict[str, float]:

@@ -22,6 +22,7 @@ except ImportError as missing:
 from calibration.observers import METHODS
 from edge.bundle import BACKENDS
 from edge.errors import EdgeError, describe_os_error
+from edge.signature import PASSPHRASE_VARIABLE
 
 
 def parse(arguments: Sequence[str] | None) -> BuildOptions:
@@ -106,6 +107,13 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     )
     parser.add_argument("--workspace-mb", type=_at_least(1), metavar="N", help="limit of the engine builder's memory")
     parser.add_argument("--timing-cache", type=Path, metavar="F", help="TensorRT timing cache to read and update")
+    parser.add_argument(
+        "--sign-key",
+        type=Path,
+        metavar="F",
+        help="sign the bundle's manifest with this Ed25519 private key (PEM, PKCS8); the passphrase of an encrypted "
+        f"one is taken from the environment variable {PASSPHRASE_VARIABLE} or asked for",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the bundle (default: out/<network>-<precision>-<backend>)"
     )

@@ -40,10 +40,11 @@ class Finding:
     """Whether nothing runs without it; else its lack only takes something away."""
 
 
-def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]:
+def examine(bundle: Path | None = None, root: Path = Path("/"), *, public_key: Path | None = None) -> list[Finding]:
     """Look at the machine, and at a bundle's files if one is named. Opens no GPU context and builds nothing.
 
-    `root` holds ``proc``, ``sys``, ``etc`` and ``var``, as in `edge.telemetry`.
+    The bundle must be signed by `public_key`, if there is one. `root` holds ``proc``, ``sys``, ``etc`` and ``var``, as
+    in `edge.telemetry`.
     """
     libraries = [_library(*facts) for facts in _LIBRARIES]
     tensorrt = [
@@ -58,7 +59,7 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]
     findings.append(_backends(gpu_works, onnxruntime.ok))
     findings += [*_jetson(root, gpu_works), _memory(root), _disk(bundle or Path.cwd())]
     if bundle is not None:
-        findings.append(_bundle(bundle))
+        findings.append(_bundle(bundle, public_key))
     return findings
 
 
@@ -224,9 +225,9 @@ def _disk(place: Path) -> Finding:
     return Finding("disk", megabytes >= DISK_MB, detail, f"{DISK_MB} MB should be: free some")
 
 
-def _bundle(directory: Path) -> Finding:
+def _bundle(directory: Path, public_key: Path | None) -> Finding:
     try:
-        bundle = load_bundle(directory)
+        bundle = load_bundle(directory, public_key)
         from edge.preprocess import Preprocess
 
         Preprocess.from_manifest(bundle.manifest["preprocess"])
@@ -234,4 +235,5 @@ def _bundle(directory: Path) -> Finding:
         return Finding("bundle", False, str(error), "see above", needed=True)
     engine = "holds an engine" if bundle.path(ENGINE) else "no engine: TensorRT builds one at first load"
     detail = f"{bundle.name}: {bundle.precision}, {len(bundle.manifest['files'])} files verified; {engine}"
+    detail = f"{detail}; signature: {bundle.signature}"
     return Finding("bundle", True, f"{detail}; try it: edge-infer selftest --bundle {directory}")
