@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import calibration_images, gate_images
+from build_engine.images import calibration_images, check_enough, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
 from build_engine.verify import portable_runner, say, verify
 from build_engine.weights import choose_weights
-from calibration.dataset import CalibrationSet, from_folder
+from calibration.dataset import CalibrationSet
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
@@ -58,7 +58,8 @@ class BuildOptions:
     batch: int
     calibration_data: Path | None
     calibration_method: str
-    calibration_images: int
+    calibration_images: int | None
+    calibration_seed: int
     backend: str
     lowering: str
     gate_data: Path | None
@@ -94,21 +95,23 @@ def build_bundle(options: BuildOptions) -> Path:
     with bundle_directory(output) as directory, tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
         # Only ranges may not come from the images that judge them; golden inputs may.
         given = options.calibration_data or (None if options.precision == "int8" else options.gate_data)
-        images = calibration_images(
+        dataset, origin = calibration_images(
             given,
             on_phantoms=weights.on_phantoms,
             count=options.calibration_images,
-            size=preprocess.input_size,
+            seed=options.calibration_seed,
+            preprocess=preprocess,
             scratch=Path(scratch),
         )
-        dataset = from_folder(images.directory, options.calibration_images, preprocess)
+        if options.precision == "int8":
+            check_enough(dataset, options.calibration_images)
         golden = np.concatenate(list(itertools.islice(dataset, GOLDEN_IMAGES)))
 
         say("exporting to ONNX")
         export_onnx(checkpoint, directory / PORTABLE_MODEL, options.batch, preprocess.input_size)
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: {parity}")
-        calibration = _write_precision(options, directory, dataset, images.origin)
+        calibration = _write_precision(options, directory, dataset, origin)
         _write_golden(directory, golden)
 
         known: dict[str, Any] = {
@@ -165,19 +168,20 @@ def _golden(tolerance: Mapping[str, float]) -> dict[str, float]:
 
 def _write_precision(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> dict[str, Any]:
     """Write the model of the wanted precision beside the portable one; returns the manifest's calibration entry."""
-    none = {"method": None, "count": 0, "digest": None, "images": None}
+    none = {"method": None, "count": 0, "digest": None, "images": None, "selection": None}
     if options.precision == "fp32":
         return none
     model = onnx.load(directory / PORTABLE_MODEL)
     if options.precision == "fp16":
         save_model(to_float16(model), directory / model_file("fp16"))
         return none
-    say(f"calibrating on {len(dataset)} images by {options.calibration_method}")
+    say(f"calibrating on {len(dataset)} images ({origin}) by {options.calibration_method}")
     with ProgressLine("calibration") as progress:
         quantized, calibration = quantize(model, dataset, options.calibration_method, progress)
     save_model(quantized, directory / model_file("int8"))
-    (directory / CALIBRATION).write_text(json.dumps(calibration, indent=1) + "\n")
-    return {**{key: calibration[key] for key in ("method", "count", "digest")}, "images": origin}
+    chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
+    (directory / CALIBRATION).write_text(json.dumps({**calibration, **chosen}, indent=1) + "\n")
+    return {**{key: calibration[key] for key in ("method", "count", "digest")}, **chosen}
 
 
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 try:
     from build_engine.build import BuildOptions, build_bundle
+    from build_engine.images import CALIBRATION_IMAGES, MINIMUM
     from mdconv.networks import NETWORKS
 except ImportError as missing:
     sys.exit(
@@ -67,7 +68,8 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         "--calibration-data",
         type=Path,
         metavar="DIR",
-        help="radiographs to calibrate on (needed but for the demo checkpoint)",
+        help="radiographs to calibrate on (needed but for the demo checkpoint): a folder, or a table in the form of "
+        "ChestX-ray14 (.csv) beside or above its images; stratified by finding by that table, or by labels.csv",
     )
     parser.add_argument(
         "--calibration-method", choices=METHODS, default="mse", help="how ranges are chosen (default: mse)"
@@ -75,9 +77,15 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     parser.add_argument(
         "--calibration-images",
         type=_at_least(1),
-        default=128,
         metavar="N",
-        help="most images to calibrate on (default: 128)",
+        help=f"most images to calibrate on (default: {CALIBRATION_IMAGES}); INT8 needs {MINIMUM}, or N if that is less",
+    )
+    parser.add_argument(
+        "--calibration-seed",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="another seed chooses other images where there are more than enough (default: 0)",
     )
     parser.add_argument(
         "--backend",

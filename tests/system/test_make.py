@@ -221,7 +221,7 @@ def test_a_failed_gate_keeps_the_old_bundle(tmp_path: Path) -> None:
 
     made = run_make(
         *("--int8", "--backend", "onnxruntime", "--calibration-data", black, "--gate-data", tmp_path / "gate"),
-        *("--output", output),
+        *("--calibration-images", "4", "--output", output),
     )
     assert made.returncode == 3
     assert (output / "manifest.json").read_bytes() == before
