@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.bundle import FORMAT, MANIFEST, sha256_of
-from edge.errors import BundleError, UsageError
-from edge.signature import SIGNATURE
+from edge.errors import UsageError
+from edge.signature import require_unsigned
 
 
 @contextmanager
@@ -45,10 +45,9 @@ def bundle_directory(output: Path) -> Iterator[Path]:
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     """Write ``manifest.json``: `facts`, the format, the time, and every file in `directory` with its hash and size.
 
-    Raises `BundleError` if a signature is there: it is of another manifest, and would only look like one of this.
+    Raises `BundleError` if the bundle is signed.
     """
-    if (directory / SIGNATURE).exists():
-        raise BundleError(f"{directory} is signed: its manifest is not written again; remove {SIGNATURE} to do so")
+    require_unsigned(directory)
     files = {
         file.name: {"sha256": sha256_of(file), "size": file.stat().st_size}
         for file in sorted(directory.iterdir())

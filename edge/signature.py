@@ -152,6 +152,18 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
+def require_unsigned(directory: Path) -> None:
+    """Raises `BundleError` if the bundle in `directory` is signed: whoever is about to write its manifest calls this.
+
+    The signature would be left as one of another manifest, and only look like one of this.
+    """
+    if os.path.lexists(directory / SIGNATURE):
+        raise BundleError(
+            f"{directory} is signed, so its manifest is not written again: remove {SIGNATURE} first, and have it "
+            "signed anew"
+        )
+
+
 def write_signature(directory: Path, manifest: bytes, key: Ed25519PrivateKey) -> Path:
     """Sign `manifest`, the content of the manifest in `directory`; the file is there whole or not at all."""
     import tempfile  # here: only signing needs it
