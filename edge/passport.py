@@ -132,7 +132,7 @@ def _calibration(calibration: Mapping[str, Any]) -> Iterator[str]:
     yield f"method {calibration['method']} on {calibration['count']} images: {calibration.get('images', NOT_RECORDED)}"
     selection = calibration.get("selection") or {}
     if selection:
-        yield f"{selection['rule']} from {selection['offered']}, seed {selection['seed']}"
+        yield f"{selection['rule']} out of {selection['offered']} images, seed {selection['seed']}"
     if findings := selection.get("findings"):
         yield f"images that have each finding: {_facts(findings)}"
     yield f"digest of the images {calibration['digest']}"

@@ -41,7 +41,13 @@ GATE = {
         },
     },
 }
-CALIBRATION = {"method": "entropy", "count": 128, "digest": "cd" * 32, "images": "user's images"}
+CALIBRATION = {
+    "method": "entropy",
+    "count": 128,
+    "digest": "cd" * 32,
+    "images": "user's images",
+    "selection": {"rule": "stratified by finding", "seed": 3, "offered": 4096, "findings": {"Mass": 60, "Hernia": 70}},
+}
 
 
 def described(make_bundle: Callable[..., Path], name: str = "one", **changes: Any) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def test_the_words_say_what_the_manifest_says(make_bundle: Callable[..., Path]) 
         "Precision fp32",
         "Lowering padded: an MD-Conv layer runs as one stock convolution (asked for)",
         "Calibration method entropy on 128 images: user's images",
+        "stratified by finding out of 4096 images, seed 3 images that have each finding: Mass 60; Hernia 70",
         f"digest of the images {'cd' * 32}",
         "Gate pass: mean AUC 0.8890 to 0.8885",
         "0.0086 on average, 0.4055 at most, on 200 images (user's images), run by onnxruntime",
