@@ -146,14 +146,26 @@ def _gate(gate: Mapping[str, Any]) -> Iterator[str]:
             f"probabilities off float32: {figures['mean_difference']:.4f} on average, {figures['max_difference']:.4f} "
             f"at most, on {gate.get('images')} images ({gate.get('data', NOT_RECORDED)}), run by {gate.get('ran_on')}"
         )
-    for label, areas in (figures.get("findings") or {}).items():
-        if areas["reference"] is None:
-            yield f"{label}: no area under its ROC curve, since {areas['positives']} of the images have it"
-        else:
-            curves = f"{areas['reference']:.4f} in float32, {areas['candidate']:.4f} in this bundle"
-            yield f"{label}: area under its ROC curve {curves}; {areas['positives']} images have it"
+    for label, figure in (figures.get("findings") or {}).items():
+        yield f"{label}: {_finding(figure)}; {figure['positives']} images have it"
     if gate.get("note"):
         yield str(gate["note"])
+
+
+def _finding(figure: Mapping[str, Any]) -> str:
+    """The gate's figures for one finding; the areas stand under ``auc``, in older bundles beside ``positives``."""
+    areas = figure.get("auc", figure)
+    if areas["reference"] is None:
+        return "no area under its ROC curve"
+    text = f"area under its ROC curve {areas['reference']:.4f} in float32, {areas['candidate']:.4f} in this bundle"
+    if areas.get("interval"):
+        low, high = areas["interval"]
+        text += f" (a drop of {areas['drop']:.4f}, interval {low:.4f} to {high:.4f})"
+    for rate in ("sensitivity", "specificity"):
+        both = figure.get(rate) or {}
+        if None not in (before := both.get("reference"), after := both.get("candidate")):
+            text += f"; {rate} {before:.3f} and {after:.3f}"
+    return text
 
 
 def _golden(golden: Mapping[str, Any]) -> str:

@@ -38,6 +38,12 @@ GATE = {
         "findings": {
             "Mass": {"positives": 24, "reference": 0.8558, "candidate": 0.8591},
             "Hernia": {"positives": 0, "reference": None, "candidate": None},
+            "Edema": {
+                "positives": 9,
+                "auc": {"reference": 0.91, "candidate": 0.9, "drop": 0.01, "interval": [-0.002, 0.022]},
+                "sensitivity": {"reference": 0.8, "candidate": 0.75},
+                "specificity": {"reference": None, "candidate": None},
+            },
         },
     },
 }
@@ -78,7 +84,9 @@ def test_the_words_say_what_the_manifest_says(make_bundle: Callable[..., Path]) 
         "Gate pass: mean AUC 0.8890 to 0.8885",
         "0.0086 on average, 0.4055 at most, on 200 images (user's images), run by onnxruntime",
         "Mass: area under its ROC curve 0.8558 in float32, 0.8591 in this bundle; 24 images have it",
-        "Hernia: no area under its ROC curve, since 0 of the images have it",
+        "Hernia: no area under its ROC curve; 0 images have it",
+        "Edema: area under its ROC curve 0.9100 in float32, 0.9000 in this bundle (a drop of 0.0100, interval -0.0020 to "
+        "0.0220); sensitivity 0.800 and 0.750; 9 images have it",
         "Platform built for tensorrt: tensorrt 10.3.0; sm 87; device Orin",
         f"Manifest SHA-256 {facts['sha256']}",
         "Signature unsigned",
