@@ -85,8 +85,8 @@ def test_the_words_say_what_the_manifest_says(make_bundle: Callable[..., Path]) 
         "0.0086 on average, 0.4055 at most, on 200 images (user's images), run by onnxruntime",
         "Mass: area under its ROC curve 0.8558 in float32, 0.8591 in this bundle; 24 images have it",
         "Hernia: no area under its ROC curve; 0 images have it",
-        "Edema: area under its ROC curve 0.9100 in float32, 0.9000 in this bundle (a drop of 0.0100, interval -0.0020 to "
-        "0.0220); sensitivity 0.800 and 0.750; 9 images have it",
+        "Edema: area under its ROC curve 0.9100 in float32, 0.9000 in this bundle (a drop of 0.0100, interval -0.0020 "
+        "to 0.0220); sensitivity 0.800 and 0.750; 9 images have it",
         "Platform built for tensorrt: tensorrt 10.3.0; sm 87; device Orin",
         f"Manifest SHA-256 {facts['sha256']}",
         "Signature unsigned",
