@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,23 +18,27 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import calibration_images, gate_images
+from build_engine.images import calibration_images, check_enough, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
 from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
 from build_engine.verify import say, verify
 from build_engine.weights import choose_weights
-from calibration.dataset import CalibrationSet, from_folder
+from calibration.dataset import CalibrationSet
 from calibration.judge import portable_runner
 from calibration.quantize import quantize
 from edge.backends.tensorrt import probe_platform
-from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file
+from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
 from edge.errors import BundleError, MachineError
 from edge.gate import FAIL, NOT_ASSESSED
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
+from edge.signature import SIGNATURE, fingerprint, load_private_key
 from mdconv.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 GOLDEN_IMAGES = 8
 GOLDEN_LIMIT = {
@@ -57,7 +61,8 @@ class BuildOptions:
     batch: int
     calibration_data: Path | None
     calibration_method: str
-    calibration_images: int
+    calibration_images: int | None
+    calibration_seed: int
     backend: str
     lowering: str
     gate_data: Path | None
@@ -67,6 +72,7 @@ class BuildOptions:
     timing_cache: Path | None
     thresholds: str | None
     threshold_data: Path | None
+    sign_key: Path | None
     output: Path | None
     regate: Path | None
     """A bundle whose gate is repeated; nothing is built then."""
@@ -79,6 +85,7 @@ def build_bundle(options: BuildOptions) -> Path:
     lacks something, `BundleError` if the artefact is not the float32 network it was made from; the place of the bundle
     is then as it was before. A build that failed its gate is kept beside it (`failed_place`), and its manifest says so.
     """
+    key = load_private_key(options.sign_key) if options.sign_key else None  # before the work: it may ask
     weights = choose_weights(options.checkpoint, options.network, options.md_stages)
     checkpoint = weights.checkpoint
     preprocess = Preprocess(options.input_size or checkpoint.input_size)
@@ -99,14 +106,16 @@ def build_bundle(options: BuildOptions) -> Path:
     with bundle_directory(output) as directory, tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
         # Only ranges may not come from the images that judge them; golden inputs may.
         given = options.calibration_data or (None if options.precision == "int8" else options.gate_data)
-        images = calibration_images(
+        dataset, origin = calibration_images(
             given,
             on_phantoms=weights.on_phantoms,
             count=options.calibration_images,
-            size=preprocess.input_size,
+            seed=options.calibration_seed,
+            preprocess=preprocess,
             scratch=Path(scratch),
         )
-        dataset = from_folder(images.directory, options.calibration_images, preprocess)
+        if options.precision == "int8":
+            check_enough(dataset, options.calibration_images)
         golden = np.concatenate(list(itertools.islice(dataset, GOLDEN_IMAGES)))
 
         say("exporting to ONNX")
@@ -119,7 +128,7 @@ def build_bundle(options: BuildOptions) -> Path:
             export_onnx(checkpoint, model, options.batch, preprocess.input_size)  # thresholds are in its metadata, too
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: {parity}")
-        calibration = _write_precision(options, directory, dataset, images.origin)
+        calibration = _write_precision(options, directory, dataset, origin)
         _write_golden(directory, golden)
 
         known: dict[str, Any] = {
@@ -159,7 +168,17 @@ def build_bundle(options: BuildOptions) -> Path:
                 f"and the build is kept in {failed}, marked as failed: calibrate on more images or by another "
                 "--calibration-method, or build with --fp16"
             )
+        _sign(directory, key, output)
     return output
+
+
+def _sign(directory: Path, key: Ed25519PrivateKey | None, output: Path) -> None:
+    """Sign the finished bundle; without a `key` say so, if the bundle that it replaces was signed."""
+    if key is not None:
+        sign_bundle(directory, key)
+        say(f"signed with key {fingerprint(key.public_key())}")
+    elif (output / SIGNATURE).exists():
+        say(f"the bundle at {output} was signed; this one is not: sign it with `edge-infer sign` once it is reviewed")
 
 
 def golden_tolerance(precision: str, difference: Mapping[str, float]) -> dict[str, float]:
@@ -176,19 +195,20 @@ def _golden(tolerance: Mapping[str, float]) -> dict[str, float]:
 
 def _write_precision(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> dict[str, Any]:
     """Write the model of the wanted precision beside the portable one; returns the manifest's calibration entry."""
-    none = {"method": None, "count": 0, "digest": None, "images": None}
+    none = {"method": None, "count": 0, "digest": None, "images": None, "selection": None}
     if options.precision == "fp32":
         return none
     model = onnx.load(directory / PORTABLE_MODEL)
     if options.precision == "fp16":
         save_model(to_float16(model), directory / model_file("fp16"))
         return none
-    say(f"calibrating on {len(dataset)} images by {options.calibration_method}")
+    say(f"calibrating on {len(dataset)} images ({origin}) by {options.calibration_method}")
     with ProgressLine("calibration") as progress:
         quantized, calibration = quantize(model, dataset, options.calibration_method, progress)
     save_model(quantized, directory / model_file("int8"))
-    (directory / CALIBRATION).write_text(json.dumps(calibration, indent=1) + "\n")
-    return {**{key: calibration[key] for key in ("method", "count", "digest")}, "images": origin}
+    chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
+    (directory / CALIBRATION).write_text(json.dumps({**calibration, **chosen}, indent=1) + "\n")
+    return {**{key: calibration[key] for key in ("method", "count", "digest")}, **chosen}
 
 
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:

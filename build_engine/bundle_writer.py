@@ -14,6 +14,7 @@ from typing import Any
 
 from edge.bundle import FORMAT, MANIFEST, sha256_of
 from edge.errors import UsageError
+from edge.signature import require_unsigned
 
 
 @contextmanager
@@ -52,7 +53,11 @@ def failed_place(output: Path) -> Path:
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``: `facts`, the format, the time, and every file in `directory` with its hash and size."""
+    """Write ``manifest.json``: `facts`, the format, the time, and every file in `directory` with its hash and size.
+
+    Raises `BundleError` if the bundle is signed.
+    """
+    require_unsigned(directory)
     files = {
         file.name: {"sha256": sha256_of(file), "size": file.stat().st_size}
         for file in sorted(directory.iterdir())

@@ -9,10 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from calibration.choice import choose_by_finding
+from calibration.dataset import CalibrationSet, from_files, from_folder, from_table
 from edge.errors import UsageError
-from mdconv.data.phantom.folder import write_folder
+from edge.labels import CHESTXRAY14
+from edge.preprocess import Preprocess
+from mdconv.data.phantom import labels_of
+from mdconv.data.phantom.folder import phantom_name, write_folder, write_phantoms
 
 CALIBRATION_SEED = 3_000_000
+CALIBRATION_POOL = 4096
+"""How many phantoms there are to choose from: their findings are known without rendering them."""
+CALIBRATION_IMAGES = 128
+"""Most images to calibrate on, unless the user says otherwise."""
+MINIMUM = 16
+"""Least images for INT8: with fewer, a range is that of a few patients. A user who asks for fewer gets them."""
 GATE_SEED = 2_000_000
 GATE_PHANTOMS = 200
 
@@ -24,16 +35,43 @@ class ImageFolder(NamedTuple):
     origin: str
 
 
-def calibration_images(given: Path | None, *, on_phantoms: bool, count: int, size: int, scratch: Path) -> ImageFolder:
-    """The folder to calibrate on: the one `given`, or `count` phantoms written under `scratch`.
+class Calibration(NamedTuple):
+    """The images to calibrate on and what a manifest says of where they come from (never their path)."""
 
-    Raises `UsageError` where phantoms are no images of the checkpoint's kind and none are given.
+    images: CalibrationSet
+    origin: str
+
+
+def calibration_images(
+    given: Path | None, *, on_phantoms: bool, count: int | None, seed: int, preprocess: Preprocess, scratch: Path
+) -> Calibration:
+    """At most `count` images of the folder or table `given`, or of the phantoms, which are written under `scratch`.
+
+    Raises `UsageError` where phantoms are no images of the checkpoint's kind and none are given, and as `from_folder`
+    and `from_table` do.
     """
-    if given is not None:
-        return ImageFolder(_existing(given, "--calibration-data"), "user's images")
-    if not on_phantoms:
-        raise UsageError("no --calibration-data: name a folder of radiographs like those that the network will see")
-    return _phantoms(scratch / "calibration", CALIBRATION_SEED, count, size)
+    count = count or CALIBRATION_IMAGES
+    if given is None:
+        if not on_phantoms:
+            raise UsageError("no --calibration-data: name a folder of radiographs like those that the network will see")
+        return _calibration_phantoms(scratch / "calibration", count, seed, preprocess)
+    if given.is_dir():
+        return Calibration(from_folder(given, count, preprocess, seed), "user's images")
+    if given.suffix.lower() == ".csv" and given.is_file():
+        return Calibration(from_table(given, count, preprocess, seed), "user's images")
+    raise UsageError(
+        f"--calibration-data {given} is no folder and no CSV file: name one that holds, or lists, radiographs"
+    )
+
+
+def check_enough(images: CalibrationSet, asked: int | None) -> None:
+    """Raises `UsageError` for fewer than `MINIMUM` images to calibrate on, or than the user `asked` for if less."""
+    least = min(MINIMUM, asked or MINIMUM)
+    if len(images) < least:
+        raise UsageError(
+            f"{len(images)} images to calibrate on, INT8 needs at least {least}: add some to --calibration-data, or "
+            f"say --calibration-images {len(images)} if so few are meant"
+        )
 
 
 def gate_images(given: Path | None, *, on_phantoms: bool, size: int, scratch: Path) -> ImageFolder | None:
@@ -49,6 +87,20 @@ def _existing(directory: Path, option: str) -> Path:
     if not directory.is_dir():
         raise UsageError(f"{option} {directory} is no folder: name one that holds radiographs")
     return directory
+
+
+def _calibration_phantoms(directory: Path, count: int, seed: int, preprocess: Preprocess) -> Calibration:
+    """Phantoms chosen by finding like any labelled images; only the chosen ones are rendered."""
+    pool = range(CALIBRATION_SEED, CALIBRATION_SEED + max(CALIBRATION_POOL, count))
+    numbers = {phantom_name(number): number for number in pool}
+    findings = {
+        name: [finding for finding, present in zip(CHESTXRAY14, labels_of(number)) if present]
+        for name, number in numbers.items()
+    }
+    choice = choose_by_finding(findings, count, seed)
+    write_phantoms(directory, [numbers[name] for name in choice.names], preprocess.input_size)
+    images = from_files([directory / name for name in choice.names], preprocess, choice)
+    return Calibration(images, f"synthetic phantoms, of seeds {pool[0]} to {pool[-1]}")
 
 
 def _phantoms(directory: Path, seed: int, count: int, size: int) -> ImageFolder:

@@ -14,6 +14,7 @@ from pathlib import Path
 try:
     from build_engine.build import BuildOptions, build_bundle
     from build_engine.gate_again import regate_bundle
+    from build_engine.images import CALIBRATION_IMAGES, MINIMUM
     from build_engine.thresholds import parse_rule
     from mdconv.networks import NETWORKS
 except ImportError as missing:
@@ -28,6 +29,7 @@ from calibration.regate import MAX_AUC_DROP, fraction
 from edge.bundle import BACKENDS
 from edge.errors import BundleError, EdgeError, describe_os_error
 from edge.gate import FAIL
+from edge.signature import PASSPHRASE_VARIABLE
 
 
 def parse(arguments: Sequence[str] | None) -> BuildOptions:
@@ -72,7 +74,8 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         "--calibration-data",
         type=Path,
         metavar="DIR",
-        help="radiographs to calibrate on (needed but for the demo checkpoint)",
+        help="radiographs to calibrate on (needed but for the demo checkpoint): a folder, or a table in the form of "
+        "ChestX-ray14 (.csv) beside or above its images; stratified by finding by that table, or by labels.csv",
     )
     parser.add_argument(
         "--calibration-method", choices=METHODS, default="mse", help="how ranges are chosen (default: mse)"
@@ -80,9 +83,15 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     parser.add_argument(
         "--calibration-images",
         type=_at_least(1),
-        default=128,
         metavar="N",
-        help="most images to calibrate on (default: 128)",
+        help=f"most images to calibrate on (default: {CALIBRATION_IMAGES}); INT8 needs {MINIMUM}, or N if that is less",
+    )
+    parser.add_argument(
+        "--calibration-seed",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="another seed chooses other images where there are more than enough (default: 0)",
     )
     parser.add_argument(
         "--backend",
@@ -122,6 +131,13 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     )
     parser.add_argument("--workspace-mb", type=_at_least(1), metavar="N", help="limit of the engine builder's memory")
     parser.add_argument("--timing-cache", type=Path, metavar="F", help="TensorRT timing cache to read and update")
+    parser.add_argument(
+        "--sign-key",
+        type=Path,
+        metavar="F",
+        help="sign the bundle's manifest with this Ed25519 private key (PEM, PKCS8); the passphrase of an encrypted "
+        f"one is taken from the environment variable {PASSPHRASE_VARIABLE} or asked for",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the bundle (default: out/<network>-<precision>-<backend>)"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.figures import agreement, figures_on_labels
-from edge.errors import UsageError, describe_os_error
+from calibration.finding_table import read_rows
+from edge.errors import UsageError
 from edge.gate import FAIL, NOT_ASSESSED, PASS
 from edge.labels import CHESTXRAY14
 from edge.results import probabilities
@@ -42,20 +42,7 @@ def read_labels(directory: Path, names: Sequence[str]) -> Labelled:
     that is neither among `names` nor one of ChestX-ray14 (a misspelt one would count as absent).
     """
     path = directory / LABELS_FILE
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = reader.fieldnames or []
-    except OSError as error:
-        raise UsageError(f"labels cannot be read: {describe_os_error(error)}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no CSV text ({error}): write it with the columns of ChestX-ray14") from None
-    for column in (IMAGE_COLUMN, FINDINGS_COLUMN):
-        if column not in columns:
-            raise UsageError(
-                f"{path} has no column {column!r} but {columns}: write it with the columns of ChestX-ray14"
-            )
+    rows = read_rows(path, (IMAGE_COLUMN, FINDINGS_COLUMN))
     if not rows:
         raise UsageError(f"{path} lists no image: add one row an image")
     truth: dict[Path, list[bool]] = {}

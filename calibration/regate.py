@@ -20,6 +20,7 @@ from edge.backends import CHOICES, open_backend
 from edge.bundle import MANIFEST, Bundle, load_bundle, sha256_of
 from edge.errors import BundleError, EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FAIL, NOT_ASSESSED
+from edge.signature import require_unsigned
 
 MAX_AUC_DROP = 0.01
 
@@ -36,8 +37,9 @@ def regate(
 
     The manifest then holds it, the verdict that it takes the place of under ``replaces``. Raises `UsageError` where
     images without labels would lift a failed gate, `MachineError` if the bundle cannot be written, `BundleError` if its
-    manifest was changed meanwhile.
+    manifest was changed meanwhile, or if the bundle is signed: its signature is of the verdict that it has.
     """
+    require_unsigned(directory)
     bundle = load_bundle(directory)
     if not os.access(bundle.directory, os.W_OK):  # said now, not after the work
         raise MachineError(f"{directory} cannot be written, where the verdict goes: grant permission, or copy it")

@@ -1,7 +1,8 @@
 """The bundle: the directory that is deployed, and its manifest (format 1).
 
 A bundle is read-only once written, but for the gate's verdict in its manifest, which `calibration.regate` renews. Every
-file but ``manifest.json`` is listed there with its SHA-256 and size; a loader trusts nothing else in the directory.
+file but ``manifest.json`` is listed there with its SHA-256 and size; a loader trusts nothing else in the directory. A
+signature of the manifest may lie beside it (`edge.signature`): then nothing changes any more.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import BundleError
 from edge.gate import VERDICTS, gate_verdict, notice_of
+from edge.signature import NO_SIGNATURE, SIGNATURE, Signature, check_signature, write_signature
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -65,6 +70,7 @@ class Bundle:
     manifest: dict[str, Any]
     sha256: str
     """SHA-256 of ``manifest.json``, which holds all the others: the bundle's identity in results and reports."""
+    signature: Signature = NO_SIGNATURE
 
     @property
     def name(self) -> str:
@@ -118,13 +124,20 @@ class Bundle:
 
 def read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     """Read and check ``manifest.json`` itself; returns it with its SHA-256. Raises `BundleError`."""
-    path = directory / MANIFEST
+    return _parse_manifest(directory, _manifest_content(directory))
+
+
+def _manifest_content(directory: Path) -> bytes:
     if not directory.is_dir():
         raise BundleError(f"no bundle at {directory}: make one with `python build_engine/make.py`, or check --bundle")
     try:
-        content = path.read_bytes()
+        return (directory / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{directory} has no {MANIFEST}, so it is no bundle: check --bundle") from None
+
+
+def _parse_manifest(directory: Path, content: bytes) -> tuple[dict[str, Any], str]:
+    path = directory / MANIFEST
     try:
         manifest = json.loads(content)
     except ValueError as error:
@@ -158,19 +171,23 @@ def _check_manifest(manifest: Any, path: Path) -> None:
         if name not in manifest["files"]:
             raise BundleError(f"{path} lists no {name}: {again}")
     for name, facts in manifest["files"].items():
-        if Path(name).name != name or name == MANIFEST:
+        if Path(name).name != name or name in (MANIFEST, SIGNATURE):
             raise BundleError(f"{path} lists {name!r}, which is not a plain file name: refuse this bundle")
         if not isinstance(facts, dict) or not {"sha256", "size"} <= facts.keys():
             raise BundleError(f"{path}: file {name!r} has no sha256 and size: {again}")
 
 
-def load_bundle(directory: Path) -> Bundle:
+def load_bundle(directory: Path, public_key: Path | None = None) -> Bundle:
     """Read a bundle and check every file that its manifest lists against its size and SHA-256.
 
-    Raises `BundleError` if the directory is no bundle, or if a file is missing or differs in a single byte.
+    With a `public_key` (Ed25519, a PEM file) the manifest must be signed by it, which is checked before its content is
+    looked at. Raises `BundleError` if the directory is no bundle, if a file is missing or differs in a single byte, or
+    if the signature does not hold; what `check_signature` raises for a key that cannot be used.
     """
     directory = directory.resolve()
-    manifest, sha256 = read_manifest(directory)
+    content = _manifest_content(directory)
+    signature = check_signature(directory, content, public_key)
+    manifest, sha256 = _parse_manifest(directory, content)
     for name, facts in manifest["files"].items():
         path = directory / name
         if not path.is_file():
@@ -184,4 +201,14 @@ def load_bundle(directory: Path) -> Bundle:
                 f"{path} was altered: its SHA-256 is {found[:16]}..., the manifest says {facts['sha256'][:16]}...: "
                 "copy the bundle again from where it was made"
             )
-    return Bundle(directory, manifest, sha256)
+    return Bundle(directory, manifest, sha256, signature)
+
+
+def sign_bundle(directory: Path, key: Ed25519PrivateKey) -> Bundle:
+    """Sign the bundle in `directory`, once every file is as its manifest says; returns it. Raises as `load_bundle`."""
+    bundle = load_bundle(directory)
+    content = _manifest_content(bundle.directory)
+    if hashlib.sha256(content).hexdigest() != bundle.sha256:
+        raise BundleError(f"{bundle.directory / MANIFEST} changed while it was read: sign it when nobody writes to it")
+    write_signature(bundle.directory, content, key)
+    return bundle

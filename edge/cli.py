@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import logging
 import os
 import sys
@@ -13,9 +14,18 @@ from typing import Any, NoReturn
 
 from edge import __version__
 from edge.backends import CHOICES, open_backend
-from edge.bundle import Bundle, load_bundle
+from edge.bundle import Bundle, load_bundle, sign_bundle
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FORCE, require_gate
+from edge.signature import (
+    PASSPHRASE_VARIABLE,
+    PUBLIC_KEY_VARIABLE,
+    SIGNATURE,
+    UNSIGNED,
+    configured_key,
+    fingerprint,
+    load_private_key,
+)
 
 EXIT_STATUS = """exit status: 0 done; 1 some inputs were refused, each named with its reason; 2 wrong use;
 3 the bundle or the machine does not fit (what is missing is named); 130 interrupted; 141 nobody reads the output"""
@@ -77,7 +87,15 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="log every step to stderr")
-    bundle = _Parser(add_help=False)
+    key = _Parser(add_help=False)
+    key.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="F",
+        help="refuse a bundle that this Ed25519 key (PEM) did not sign; default: the file that the environment "
+        f"variable {PUBLIC_KEY_VARIABLE} names, else no signature is needed",
+    )
+    bundle = _Parser(add_help=False, parents=[key])
     bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
     bundle.add_argument(
         FORCE, action="store_true", help="run a bundle that failed its accuracy gate; every result says so"
@@ -124,8 +142,25 @@ def _parser() -> argparse.ArgumentParser:
 
     command("selftest", _selftest, "check that a bundle gives its reference results on this machine", [bundle])
 
-    sub = command("doctor", _doctor, "what this machine has, what is missing, what to do", [])
+    sub = command("doctor", _doctor, "what this machine has, what is missing, what to do", [key])
     sub.add_argument("--bundle", type=Path, metavar="DIR", help="check this bundle's files, too")
+
+    sub = command("passport", _passport, "what a bundle is: network, training, findings, gate, files, signature", [key])
+    sub.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to describe")
+    sub.add_argument("--json", action="store_true", help="one JSON object instead of words")
+
+    sub = command("sign", _sign, f"sign a bundle's manifest; the signature is {SIGNATURE} beside it", [])
+    sub.add_argument(
+        "--bundle", type=Path, required=True, metavar="DIR", help="the bundle to sign, once it is reviewed"
+    )
+    sub.add_argument(
+        "--key",
+        type=Path,
+        required=True,
+        metavar="F",
+        help="Ed25519 private key (PEM, PKCS8); the passphrase of an encrypted one is taken from the environment "
+        f"variable {PASSPHRASE_VARIABLE} or asked for",
+    )
     return parser
 
 
@@ -143,7 +178,7 @@ def _seconds(text: str) -> float:
 
 
 def _load(options: argparse.Namespace) -> Bundle:
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle, configured_key(options.public_key))
     require_gate(bundle.manifest, options.allow_failed_gate)
     if bundle.notice:
         print(f"edge-infer: {bundle.notice}", file=sys.stderr)
@@ -165,6 +200,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     config = ServeConfig(
         bundle=options.bundle,
+        public_key=configured_key(options.public_key),
         watch=options.watch,
         state=options.state,
         backend=options.backend,
@@ -177,7 +213,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle, configured_key(options.public_key))
     require_gate(bundle.manifest, options.allow_failed_gate)
     from edge.bench import run_bench
     from edge.progress import ProgressLine
@@ -226,6 +262,26 @@ def _selftest(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from edge.doctor import examine, render
 
-    findings = examine(options.bundle)
+    findings = examine(options.bundle, public_key=configured_key(options.public_key))
     print(render(findings, color=sys.stdout.isatty()))
     return 0 if all(finding.ok for finding in findings if finding.needed) else MachineError.exit_status
+
+
+def _passport(options: argparse.Namespace) -> int:
+    bundle = load_bundle(options.bundle, configured_key(options.public_key))
+    from edge.passport import passport, render
+
+    described = passport(bundle)
+    print(json.dumps(described, indent=2) if options.json else render(described))
+    return 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    private = load_private_key(options.key)
+    bundle = sign_bundle(options.bundle, private)
+    again = "" if bundle.signature.state == UNSIGNED else ", in place of the signature that was there"
+    print(
+        f"signed {bundle.name} (manifest SHA-256 {bundle.sha256}) with key {fingerprint(private.public_key())}{again}: "
+        f"{bundle.directory / SIGNATURE}"
+    )
+    return 0

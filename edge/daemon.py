@@ -42,6 +42,8 @@ class ServeConfig:
     watch: Path
     state: Path
     backend: str = "auto"
+    public_key: Path | None = None
+    """The Ed25519 key that must have signed the bundle; None where no signature is needed."""
     drain: bool = False
     """Stop once the folder holds nothing new and all of it is done."""
     keep_names: bool = False
@@ -65,7 +67,7 @@ class Server:
         Returns how many images were refused. Raises `BundleError` or `MachineError` if it cannot serve (any longer).
         """
         with self._signals():
-            bundle = load_bundle(self.config.bundle)
+            bundle = load_bundle(self.config.bundle, self.config.public_key)
             require_gate(bundle.manifest, self.config.allow_failed_gate)
             self._bundle = bundle
             self._size_limit = Preprocess.from_manifest(bundle.manifest["preprocess"]).max_file_bytes
@@ -85,7 +87,11 @@ class Server:
         """Wait for the self-tested backend and open a session in the ledger; None if told to stop meanwhile."""
         bundle = self._bundle
         log.info(
-            "bundle %s (%s, manifest %s...), every file verified", bundle.name, bundle.precision, bundle.sha256[:12]
+            "bundle %s (%s, manifest %s...), every file verified; signature: %s",
+            bundle.name,
+            bundle.precision,
+            bundle.sha256[:12],
+            bundle.signature,
         )
         if bundle.notice:
             log.warning("%s", bundle.notice)

@@ -41,10 +41,11 @@ class Finding:
     """Whether nothing runs without it; else its lack only takes something away."""
 
 
-def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]:
+def examine(bundle: Path | None = None, root: Path = Path("/"), *, public_key: Path | None = None) -> list[Finding]:
     """Look at the machine, and at a bundle's files if one is named. Opens no GPU context and builds nothing.
 
-    `root` holds ``proc``, ``sys``, ``etc`` and ``var``, as in `edge.telemetry`.
+    The bundle must be signed by `public_key`, if there is one. `root` holds ``proc``, ``sys``, ``etc`` and ``var``, as
+    in `edge.telemetry`.
     """
     libraries = [_library(*facts) for facts in _LIBRARIES]
     tensorrt = [
@@ -59,7 +60,7 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> list[Finding]
     findings.append(_backends(gpu_works, onnxruntime.ok))
     findings += [*_jetson(root, gpu_works), _memory(root), _disk(bundle or Path.cwd())]
     if bundle is not None:
-        findings.append(_bundle(bundle))
+        findings.append(_bundle(bundle, public_key))
     return findings
 
 
@@ -225,9 +226,9 @@ def _disk(place: Path) -> Finding:
     return Finding("disk", megabytes >= DISK_MB, detail, f"{DISK_MB} MB should be: free some")
 
 
-def _bundle(directory: Path) -> Finding:
+def _bundle(directory: Path, public_key: Path | None) -> Finding:
     try:
-        bundle = load_bundle(directory)
+        bundle = load_bundle(directory, public_key)
         from edge.preprocess import Preprocess
 
         Preprocess.from_manifest(bundle.manifest["preprocess"])
@@ -240,4 +241,5 @@ def _bundle(directory: Path) -> Finding:
     except BundleError as error:
         return Finding("bundle", False, f"{detail}; {error}", "see above", needed=True)
     detail += f"; accuracy gate: {bundle.gate_verdict}"
+    detail += f"; signature: {bundle.signature}"
     return Finding("bundle", True, f"{detail}; try it: edge-infer selftest --bundle {directory}")

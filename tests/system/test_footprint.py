@@ -11,7 +11,8 @@ from pydicom.data import get_testdata_file
 
 EDGE_INFER = Path(sys.executable).with_name("edge-infer")
 
-FORBIDDEN = {"torch", "onnx", "mdconv", "calibration", "build_engine", "safetensors"}
+FORBIDDEN = {"torch", "onnx", "mdconv", "calibration", "build_engine", "safetensors", "cryptography"}
+"""Of these only `cryptography` may be on a device at all, and is loaded where a key is configured."""
 
 
 def modules_after(*arguments: str | Path) -> set[str]:
@@ -43,6 +44,7 @@ def test_no_command_imports_what_a_device_does_not_have(tiny_bundle_directory: P
         ["serve", *bundle, "--watch", tmp_path / "inbox", "--state", tmp_path / "state", "--drain"],
         ["report", "--state", tmp_path / "state"],
         ["doctor"],
+        ["passport", "--bundle", tiny_bundle_directory],
     ):
         assert not modules_after(*arguments) & FORBIDDEN, arguments
 

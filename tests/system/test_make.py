@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import onnxruntime
 import pytest
 
@@ -177,6 +179,49 @@ def test_an_empty_calibration_set_is_refused(tmp_path: Path) -> None:
     made = run_make("--calibration-data", tmp_path / "empty", "--output", tmp_path / "bundle")
     assert made.returncode == 2
     assert "holds no image" in made.stderr.splitlines()[-1]
+    assert not (tmp_path / "bundle").exists()
+
+
+SMALL = ("--int8", "--backend", "onnxruntime", "--lowering", "padded", "--input-size", "64", "--no-gate")
+
+
+def test_a_table_is_calibrated_on_by_finding_and_the_bundle_says_so(tmp_path: Path) -> None:
+    table = tmp_path / "data" / "Data_Entry_2017.csv"
+    write_folder(table.parent, 60, 4_500_000, 64)
+    (table.parent / "labels.csv").rename(table)
+    given = ("--calibration-data", table, "--calibration-images", "30", "--calibration-seed", "3")
+    directory = build(tmp_path / "bundle", *SMALL, *given)
+    entry: Any = check_manifest(directory)["calibration"]
+    selection = entry["selection"]
+    assert (entry["count"], entry["images"]) == (30, "user's images")
+    assert (selection["rule"], selection["seed"], selection["offered"]) == ("stratified by finding", 3, 60)
+    with table.open() as file:
+        shown = [row["Finding Labels"].split("|") for row in csv.DictReader(file)]
+    offered = {finding: sum(finding in row for row in shown) for row in shown for finding in row}
+    assert selection["findings"].keys() == offered.keys() and "No Finding" in offered
+    for finding, count in selection["findings"].items():
+        assert min(offered[finding], 30 // len(offered)) <= count <= offered[finding]
+    record = json.loads((directory / "calibration.json").read_text())
+    assert {key: record[key] for key in entry} == entry
+    assert str(tmp_path) not in (directory / "manifest.json").read_text()
+
+
+def test_too_few_images_for_int8_are_refused_unless_asked_for(few_phantoms: Path, tmp_path: Path) -> None:
+    made = run_make(*SMALL, "--calibration-data", few_phantoms, "--output", tmp_path / "bundle")
+    assert made.returncode == 2
+    assert "12 images to calibrate on, INT8 needs at least 16" in made.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_picture_in_two_files_is_refused_by_name(few_phantoms: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(few_phantoms, images, ignore=shutil.ignore_patterns("labels.csv"))
+    first = sorted(images.iterdir())[0]
+    cv2.imwrite(str(images / "z.png"), cv2.imread(str(first), cv2.IMREAD_GRAYSCALE), [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    given = ("--calibration-data", images, "--calibration-images", "13", "--output", tmp_path / "bundle")
+    made = run_make(*SMALL, *given)
+    assert made.returncode == 2
+    assert f"{first} and {images / 'z.png'} are the same picture" in made.stderr.splitlines()[-1]
     assert not (tmp_path / "bundle").exists()
 
 

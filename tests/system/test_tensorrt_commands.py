@@ -13,9 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from build_engine.lowering_choice import choose_fastest
-from edge.bundle import PLUGIN_LIBRARY, load_bundle, sha256_of
+from edge.bundle import PLUGIN_LIBRARY, load_bundle, sha256_of, sign_bundle
 from edge.interleaved import Timing
 from edge.ledger import read_ledger
 from tests.stand_ins.build import FOLDER
@@ -125,6 +127,19 @@ def test_the_gate_is_repeated_with_the_engine_of_this_machine(
     assert (gate["verdict"], gate["ran_on"], gate["backend"]["engine"]) == ("not assessed", "tensorrt", "built here")
     assert gate["images"] == COUNT and gate["figures"]["max_difference"] < 1e-6
     assert gate["replaces"]["ran_on"] == "onnxruntime"
+
+
+def test_an_engine_that_the_device_builds_leaves_a_signed_bundle_as_it_is(
+    make_bundle: Callable[..., Path], edge_infer: Callable[..., str], folder: Path, tmp_path: Path
+) -> None:
+    bundle, key, public = make_bundle(size=32), Ed25519PrivateKey.generate(), tmp_path / "key.pub.pem"
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    sign_bundle(bundle, key)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for _ in ("built here", "from the cache"):
+        edge_infer("classify", folder / "00.png", "--bundle", bundle, "--backend", "tensorrt", "--public-key", public)
+        assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert list((tmp_path / "cache" / "engines").glob("*.engine"))
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from build_engine.bundle_writer import bundle_directory, write_manifest
-from edge.errors import UsageError
+from edge.errors import BundleError, UsageError
+from edge.signature import SIGNATURE
 
 
 def write(output: Path, content: bytes) -> None:
@@ -52,3 +53,12 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file"):
         write(tmp_path / "photos" / "mine.jpg", b"new")
     assert (tmp_path / "photos" / "mine.jpg").read_bytes() == b"dear"
+
+
+def test_a_signed_manifest_is_not_written_again(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"name": "n"})
+    before = (tmp_path / "manifest.json").read_bytes()
+    (tmp_path / SIGNATURE).write_bytes(b"signature")
+    with pytest.raises(BundleError, match=f"is signed, so its manifest is not written again: remove {SIGNATURE}"):
+        write_manifest(tmp_path, {"name": "other"})
+    assert (tmp_path / "manifest.json").read_bytes() == before

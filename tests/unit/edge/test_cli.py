@@ -12,7 +12,7 @@ from edge.bench import SCENARIOS
 from edge.cli import main
 from edge.errors import BundleError, InputRefusedError, MachineError, UsageError
 
-COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor")
+COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor", "passport", "sign")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,8 @@ COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor")
         (["bench", "--bundle", "b", "--duration", "nan"], "no positive number of seconds"),
         (["bench", "--bundle", "b", "--scenario", "all"], "invalid choice: 'all'"),
         (["report"], "--state"),
+        (["passport"], "--bundle"),
+        (["sign", "--bundle", "b"], "--key"),
     ],
 )
 def test_wrong_use_is_one_line_that_names_the_help_and_status_2(
@@ -67,6 +69,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         ["serve", "--watch", ".", "--state", "s", "--bundle", "nowhere"],
         ["bench", "--bundle", "nowhere"],
         ["selftest", "--bundle", "nowhere"],
+        ["passport", "--bundle", "nowhere"],
     ],
 )
 def test_a_missing_bundle_is_one_line_and_status_3(
