@@ -162,9 +162,9 @@ def survey(model: onnx.ModelProto, tensors: Sequence[str], images: Iterable[NDAr
     """
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    axes = add_constant(watched.graph, "peaks.axes", np.array([0, 2, 3], np.int64))
     names = [watched.graph.output[0].name, *(f"{tensor}.peaks" for tensor in tensors)]
     for tensor in tensors:
+        axes = add_constant(watched.graph, "peaks.axes", np.array([0, 2, 3], np.int64))
         magnitudes, peaks = f"{tensor}.magnitudes", f"{tensor}.peaks"
         watched.graph.node.append(helper.make_node("Abs", [tensor], [magnitudes], name=magnitudes))
         watched.graph.node.append(helper.make_node("ReduceMax", [magnitudes, axes], [peaks], name=peaks, keepdims=0))

@@ -27,7 +27,7 @@ def _equalization(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     channels = sum(len(facts["doublings"]) for facts in tensors.values())
     summary = f"{scaled} of {channels} channels scaled in {len(tensors)} tensors around depthwise layers"
     if left:
-        summary += f", {len(left)} tensors left as they are"
+        summary += f", {len(left)} left as {'it is' if len(left) == 1 else 'they are'}"
     return {
         "summary": summary,
         "difference": record["difference"],
