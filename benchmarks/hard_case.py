@@ -8,7 +8,8 @@ and the weights that read it are divided by the factor. Factors are log-uniform 
 channels that reach ReLU6's bound on one of the phantoms are 1, since min(6, f x) is not f min(6, x); any other stays
 below the bound, the clip does nothing to it, and so the function is kept to float32 rounding. How well, is printed.
 
-The network's INT8 forms are then compared with its own float32 form on synthetic phantoms that neither saw.
+The network's INT8 forms are then compared with its own float32 form on synthetic phantoms that neither saw; and so is
+its equalized float32 form, whose function may differ where an image drives a channel far beyond what calibration saw.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from build_engine.export import to_onnx
 from build_engine.lowering import lower
 from build_engine.make import parse
+from calibration.equalization import equalize
 from calibration.gate import Infer, assess
 from calibration.quantize import quantize
 from edge.backends.onnxruntime import open_session
@@ -176,7 +178,9 @@ def main() -> int:
     kept = judge(runner(to_onnx(demo, 1, size)), reference, images, demo.labels)
     print(f"{options.images} synthetic phantoms of {size} pixels, calibrated on {options.calibration_images} others")
     print(f"float32, spread 1:{options.spread:g} against the checkpoint itself: {_shown(kept)}", flush=True)
-    rows = {"float32": kept}
+    equalized, _ = equalize(model, calibration)
+    rows = {"float32": kept, "float32, equalized": judge(reference, runner(equalized), images, demo.labels)}
+    print(f"float32, equalized, against that: {_shown(rows['float32, equalized'])}", flush=True)
     for name in options.variants:
         rows[name] = judge(reference, runner(quantized_as(VARIANTS[name], model, calibration)), images, demo.labels)
         print(f"INT8, {name}: {_shown(rows[name])}", flush=True)
