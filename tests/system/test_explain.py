@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-PHANTOMS = 48
+PHANTOMS = 100
 
 
 class Scored(NamedTuple):
@@ -49,7 +49,7 @@ def int8(int8_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
 def test_int8_points_where_float32_points(fp32: Scored, int8: Scored) -> None:
     where = [[(row["image"], row["finding"], row["side_px"]) for row in one.rows] for one in (fp32, int8)]
     assert where[0] == where[1]
-    assert len(where[0]) > 30
+    assert len(where[0]) > 60
     for name, least in (("hit", 0.85), ("near", 0.85)):
         same = [a[name] == b[name] for a, b in zip(fp32.rows, int8.rows)]
         assert np.mean(same) >= least
@@ -59,14 +59,9 @@ def test_int8_points_where_float32_points(fp32: Scored, int8: Scored) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_where_the_network_is_sure_it_points_at_the_lesion(precision: str, request: pytest.FixtureRequest) -> None:
-    rows = request.getfixturevalue(precision).rows
-    sure = [row for row in rows if float(row["side_px"]) > 64 and float(row["probability"]) >= 0.9]
-    assert len(sure) >= 4
-    assert np.mean([row["near"] == "1" for row in sure]) >= 0.8
-
-
-@pytest.mark.xfail(strict=True, reason="the demo network finds masses and infiltrates, but its maps do not say where")
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_maps_point_at_four_of_five_lesions_above_64_pixels(precision: str, request: pytest.FixtureRequest) -> None:
-    assert request.getfixturevalue(precision).report["sizes"]["large"]["all findings"]["hit"]["rate"] >= 0.8
+    """The pointing game without tolerance, over findings; a map that points nowhere hits what its box covers, a tenth."""
+    report = request.getfixturevalue(precision).report
+    hit = report["sizes"]["large"]["all findings"]["hit"]
+    assert hit["of"] > 50
+    assert hit["rate"] >= 0.8
