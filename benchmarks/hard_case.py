@@ -52,6 +52,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "bias correction alone": ("--no-equalization",),
     "equalization alone": ("--no-bias-correction",),
     "default": (),
+    "minmax, both": ("--calibration-method", "minmax"),
 }
 """Ways to quantize, as options of make.py."""
 

@@ -1,4 +1,4 @@
-"""The hard case, small: the demo network at 96 pixels on a few phantoms."""
+"""The hard case, small: the demo network at 128 pixels on a few phantoms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mdconv.checkpoint import load_checkpoint
 from mdconv.data.phantom import CALIBRATION_SEEDS, TEST_SEEDS
 from mdconv.weights import DEMO_CHECKPOINT
 
-SIZE = 96
-CALIBRATION, TEST = Phantoms(CALIBRATION_SEEDS[:8], SIZE), Phantoms(TEST_SEEDS[:12], SIZE)
+SIZE = 128
+CALIBRATION, TEST = Phantoms(CALIBRATION_SEEDS[:12], SIZE), Phantoms(TEST_SEEDS[:12], SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def test_the_hard_case_is_the_same_function(models: tuple[Any, Any]) -> None:
     demo, hard = models
     for image in CALIBRATION:
         np.testing.assert_allclose(runner(hard)(image), runner(demo)(image), rtol=0, atol=2e-5)
-    assert judge(runner(demo), runner(hard), TEST, load_checkpoint(DEMO_CHECKPOINT).labels)["max_difference"] < 0.01
+    # On other images a channel may pass ReLU6's bound that did not before: rarely.
+    figures = judge(runner(demo), runner(hard), TEST, load_checkpoint(DEMO_CHECKPOINT).labels)
+    assert figures["mean_difference"] < 1e-3
 
 
 def test_channels_around_every_depthwise_layer_are_spread(models: tuple[Any, Any]) -> None:
@@ -45,12 +47,14 @@ def test_channels_around_every_depthwise_layer_are_spread(models: tuple[Any, Any
 
 
 def test_what_is_lost_without_repair_is_kept_with_it(models: tuple[Any, Any]) -> None:
-    _, hard = models
+    """With the repairs the hard network loses what the demo's loses; without them many times that."""
+    demo, hard = models
     labels = load_checkpoint(DEMO_CHECKPOINT).labels
-    reference = runner(hard)
-    lost = {
-        name: judge(reference, runner(quantized_as(VARIANTS[name], hard, CALIBRATION)), TEST, labels)
-        for name in ("minmax, no repair", "default")
-    }
-    assert lost["minmax, no repair"]["mean_difference"] > 0.05
-    assert lost["default"]["mean_difference"] < 0.01
+
+    def lost(model: Any, variant: str) -> float:
+        quantized = quantized_as(VARIANTS[variant], model, CALIBRATION)
+        return float(judge(runner(model), runner(quantized), TEST, labels)["mean_difference"])
+
+    easy = lost(demo, "default")
+    assert lost(hard, "default") < 1.25 * easy
+    assert lost(hard, "minmax, no repair") > 5 * easy
