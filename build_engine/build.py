@@ -28,6 +28,7 @@ from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet
 from calibration.judge import portable_runner
 from calibration.quantize import quantize
+from calibration.repair_summary import summarise
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
 from edge.errors import BundleError, MachineError
@@ -63,6 +64,8 @@ class BuildOptions:
     calibration_method: str
     calibration_images: int | None
     calibration_seed: int
+    equalization: bool
+    bias_correction: bool
     backend: str
     lowering: str
     gate_data: Path | None
@@ -195,7 +198,10 @@ def _golden(tolerance: Mapping[str, float]) -> dict[str, float]:
 
 def _write_precision(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> dict[str, Any]:
     """Write the model of the wanted precision beside the portable one; returns the manifest's calibration entry."""
-    none = {"method": None, "count": 0, "digest": None, "images": None, "selection": None}
+    none = {
+        **{"method": None, "count": 0, "digest": None, "images": None, "selection": None},
+        **{"equalization": None, "bias_correction": None},
+    }
     if options.precision == "fp32":
         return none
     model = onnx.load(directory / PORTABLE_MODEL)
@@ -204,11 +210,21 @@ def _write_precision(options: BuildOptions, directory: Path, dataset: Calibratio
         return none
     say(f"calibrating on {len(dataset)} images ({origin}) by {options.calibration_method}")
     with ProgressLine("calibration") as progress:
-        quantized, calibration = quantize(model, dataset, options.calibration_method, progress)
+        quantized, calibration = quantize(
+            model,
+            dataset,
+            options.calibration_method,
+            progress,
+            equalization=options.equalization,
+            bias_correction=options.bias_correction,
+        )
     save_model(quantized, directory / model_file("int8"))
     chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
     (directory / CALIBRATION).write_text(json.dumps({**calibration, **chosen}, indent=1) + "\n")
-    return {**{key: calibration[key] for key in ("method", "count", "digest")}, **chosen}
+    repairs = summarise(calibration)
+    for repair, what in repairs.items():
+        say(f"{repair.replace('_', ' ')}: {'switched off' if what is None else what['summary']}")
+    return {**{key: calibration[key] for key in ("method", "count", "digest")}, **chosen, **repairs}
 
 
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:

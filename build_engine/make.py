@@ -94,6 +94,18 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         help="another seed chooses other images where there are more than enough (default: 0)",
     )
     parser.add_argument(
+        "--no-equalization",
+        dest="equalization",
+        action="store_false",
+        help="leave the channels before and behind depthwise layers as different in size as they are",
+    )
+    parser.add_argument(
+        "--no-bias-correction",
+        dest="bias_correction",
+        action="store_false",
+        help="leave the mean error of each quantized layer where it is",
+    )
+    parser.add_argument(
         "--backend",
         choices=("auto", *BACKENDS),
         default="auto",

@@ -2,16 +2,17 @@
 
 The scales are the bundle's, as calibration chose them. What a bundle rounds is rounded here: the values that its
 ``calibration.json`` lists, most of them inputs of convolutions, and the weights of these convolutions, per output
-channel, after batch norm was folded into them. The classifier stays float32. Batch norm's statistics are frozen. The
-gradient passes a rounding unchanged where the value was within range, and not at all where it was clipped (Jacob et
-al., CVPR 2018, section 3).
+channel, after batch norm was folded into them. Where the bundle equalized channels (`calibration.equalization`), so
+does this; its corrections of biases are left out, since training finds its own. The classifier stays float32. Batch
+norm's statistics are frozen. The gradient passes a rounding unchanged where the value was within range, and not at all
+where it was clipped (Jacob et al., CVPR 2018, section 3).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ class Scales:
     """Scale of an addition's or a product's input, by its name and the input's position."""
     whole: Mapping[str, float]
     """Scale of a value that is rounded for all that read it, by its name."""
+    doublings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """How often the bundle doubles each channel of a quantized layer's input before it rounds, by the layer's name."""
 
     def to_json(self) -> dict[str, Any]:
         skips = [[*key, scale] for key, scale in self.skips.items()]
-        return {"weighted": dict(self.weighted), "skips": skips, "whole": dict(self.whole)}
+        found: dict[str, Any] = {"weighted": dict(self.weighted), "skips": skips, "whole": dict(self.whole)}
+        if self.doublings:
+            found["doublings"] = {name: list(channels) for name, channels in self.doublings.items()}
+        return found
 
 
 def read_scales(bundle: Path, initial: Path) -> Scales:
@@ -65,10 +71,16 @@ def read_scales(bundle: Path, initial: Path) -> Scales:
 def scales_of(record: Mapping[str, Any]) -> Scales:
     """Scales from what ``calibration.json`` says. Raises `KeyError` if entries are missing."""
     tensors, placement = record["tensors"], record["placement"]
+    equalized = (record.get("equalization") or {"tensors": {}})["tensors"]
     return Scales(
         weighted={name: float(tensors[tensor]["scale"]) for name, tensor in placement["weighted"].items()},
         skips={(name, int(place)): float(tensors[tensor]["scale"]) for name, place, tensor in placement["skips"]},
         whole={tensor: float(tensors[tensor]["scale"]) for tensor in placement["whole"]},
+        doublings={
+            name: tuple(map(int, equalized[tensor]["doublings"]))
+            for name, tensor in placement["weighted"].items()
+            if tensor in equalized
+        },
     )
 
 
@@ -108,7 +120,7 @@ def _quantized_features(network: nn.Module, scales: Scales, unused: set[Any]) ->
         layer = layer_of(network, node)
         if isinstance(layer, (nn.Conv2d, MDConv)) and (name := layer_name(network, node)) in scales.weighted:
             unused.discard(name)
-            _replace_convolution(module, network, node, layer, scales.weighted[name])
+            _replace_convolution(module, network, node, layer, scales.weighted[name], scales.doublings.get(name))
         elif isinstance(layer, NORMS) and node.users:  # those without users are folded
             _call(module, node, FrozenNorm(layer))
         elif node.op == "call_function":
@@ -143,11 +155,16 @@ def _rounded(module: fx.GraphModule, value: fx.Node, scale: float) -> fx.Node:
 
 
 def _replace_convolution(
-    module: fx.GraphModule, network: nn.Module, node: fx.Node, layer: nn.Conv2d | MDConv, scale: float
+    module: fx.GraphModule,
+    network: nn.Module,
+    node: fx.Node,
+    layer: nn.Conv2d | MDConv,
+    scale: float,
+    doublings: Sequence[int] | None,
 ) -> None:
     reader = folded_norm(network, node)
     first = node.all_input_nodes[0].op == "placeholder"
-    _call(module, node, QuantizedConvolution(layer, layer_of(network, reader), scale, first))
+    _call(module, node, QuantizedConvolution(layer, layer_of(network, reader), scale, first, doublings))
     if reader:
         reader.replace_all_uses_with(node)
 
@@ -162,13 +179,24 @@ def _call(module: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
 class QuantizedConvolution(nn.Module):
     """Convolution or `MDConv`, with the batch norm behind it: (N, C, H, W) to (N, C', H', W').
 
-    `first`: it is the stem, whose equal input channels an exported model folds into one.
+    `first`: it is the stem, whose equal input channels an exported model folds into one. `doublings`: of each input
+    channel, if the bundle was equalized: then channels are rounded, and weights too, as they are in its model.
     """
 
-    def __init__(self, layer: nn.Conv2d | MDConv, norm: nn.Module | None, scale: float, first: bool) -> None:
+    def __init__(
+        self,
+        layer: nn.Conv2d | MDConv,
+        norm: nn.Module | None,
+        scale: float,
+        first: bool,
+        doublings: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.layer, self.norm, self.first = layer, norm, first
         self.rounded = FakeQuantize(scale)
+        self.factors: Tensor | None
+        factors = None if doublings is None else torch.exp2(torch.tensor(doublings, dtype=torch.float32))
+        self.register_buffer("factors", factors, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -182,6 +210,11 @@ class QuantizedConvolution(nn.Module):
             weight, bias = fold_batch_norm(weight, bias, self.norm)
         if self.first:
             x, weight = x[:, :1], weight.double().sum(dim=1, keepdim=True).float()
+        if self.factors is not None:
+            groups = geometry[-1]
+            x = x * self.factors[:, None, None]
+            apart = weight.reshape(groups, -1, *weight.shape[1:])  # (g, C' / g, C / g, kh, kw)
+            weight = (apart / self.factors.reshape(groups, 1, -1, 1, 1)).reshape(weight.shape)
         return nn.functional.conv2d(self.rounded(x), fake_quantize_weight(weight), bias, *geometry)
 
 

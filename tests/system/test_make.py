@@ -74,6 +74,11 @@ def test_int8_by_default_passes_its_gate_and_names_every_file(int8_bundle: Path)
     assert gate["figures"]["mean_difference"] <= 0.02
     assert gate["figures"]["mean_auc"]["drop"] <= 0.01
     assert 0.80 <= gate["figures"]["mean_auc"]["reference"] <= 0.97
+    calibration = manifest["calibration"]
+    assert isinstance(calibration, dict)
+    assert len(calibration["equalization"]["layers"]) == 34 and calibration["equalization"]["left"] == {}
+    assert calibration["equalization"]["difference"] == 0
+    assert len(calibration["bias_correction"]["layers"]) == 52  # all but the one that makes the maps
     load_bundle(int8_bundle)
 
 

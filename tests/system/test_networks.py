@@ -93,9 +93,9 @@ def convolutions(layers: list[dict[str, Any]]) -> list[str]:
 @needs_rtx
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_int8_agrees_with_float32_and_is_taken_by_tensorrt(tmp_path: Path, name: str) -> None:
-    """With MD-Conv in all stages, lowered to plain convolutions: the graph without MD-Conv is the same."""
+    """As make.py does it, with MD-Conv in all stages, lowered to plain convolutions: without MD-Conv it is the same."""
     model = portable(name, stages(name))
-    quantized, _ = quantize(model, Phantoms())
+    quantized, _ = quantize(model, Phantoms(), equalization=True, bias_correction=True)
     difference = np.abs(chances(quantized) - chances(model))
     assert difference.mean() < 0.06, "of random weights, which magnify what rounding changes"
     layers = taken_by_tensorrt(lower(quantized, "padded"), tmp_path)
@@ -158,6 +158,9 @@ def test_a_network_without_activation_maps(tmp_path: Path) -> None:
     assert manifest["model"]["cam"] is False
     assert manifest["model"]["notice"] == "random weights, for timing only"
     assert manifest["gate"]["verdict"] == "not assessed" and "random" in manifest["gate"]["reason"]
+    repaired = manifest["calibration"]["equalization"]
+    assert len(repaired["layers"]) == 8 and len(repaired["left"]) == 22, "most tensors lie behind HardSwish or gates"
+    assert "equalization: " in made.stderr and "22 left as they are" in made.stderr
     with np.load(bundle / "golden.npz") as golden:
         assert sorted(golden) == ["images", "logits"]
 
@@ -186,8 +189,12 @@ def test_two_labels_that_exclude_each_other(tmp_path: Path) -> None:
     made = run_make(
         *("--int8", "--checkpoint", tmp_path / "two.safetensors", "--calibration-data", tmp_path / "images"),
         *("--backend", "onnxruntime", "--lowering", "padded", "--output", tmp_path / "bundle"),
+        *("--no-equalization", "--no-bias-correction"),
     )
     assert made.returncode == 0, made.stderr
+    calibration = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["calibration"]
+    assert calibration["equalization"] is None and calibration["bias_correction"] is None
+    assert "equalization: switched off" in made.stderr and "bias correction: switched off" in made.stderr
     answer = classify(tmp_path / "bundle", images[0], "--cam", tmp_path / "maps")
     assert answer.returncode == 0, answer.stderr
     result = json.loads(answer.stdout)

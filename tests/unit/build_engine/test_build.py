@@ -1,10 +1,11 @@
-"""The self-test's tolerance follows what the build showed, within the limit of its precision."""
+"""Options of a build; the self-test's tolerance follows what the build showed, within the limit of its precision."""
 
 from __future__ import annotations
 
 import pytest
 
 from build_engine.build import GOLDEN_LIMIT, golden_tolerance
+from build_engine.make import parse
 from edge.selftest import KINDS
 
 
@@ -22,3 +23,17 @@ def test_golden_tolerance(precision: str, difference: tuple[float, float], toler
     found = golden_tolerance(precision, dict(zip(KINDS, difference)))
     assert found == pytest.approx(dict(zip(KINDS, tolerance)))
     assert all(found[kind] <= GOLDEN_LIMIT[precision][kind] for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    ("options", "repairs"),
+    [
+        ([], (True, True)),
+        (["--no-equalization"], (False, True)),
+        (["--no-bias-correction"], (True, False)),
+        (["--no-equalization", "--no-bias-correction"], (False, False)),
+    ],
+)
+def test_repairs_are_on_by_default_and_each_can_be_switched_off(options: list[str], repairs: tuple[bool, bool]) -> None:
+    found = parse(options)
+    assert (found.equalization, found.bias_correction) == repairs

@@ -57,6 +57,21 @@ def test_order_of_batches_does_not_matter(kind: str) -> None:
             assert method(other) == method(first)
 
 
+@pytest.mark.parametrize("last", [1.0, 17.0, 3e4, 2.0**60])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_range_that_grows_late_is_as_if_it_had_been_known_before(method: str, last: float) -> None:
+    """However far the last value lies beyond all before it, bins that were counted finely are merged exactly."""
+    early = (samples("normal") * np.float32(1e-3)).reshape(4, -1)
+    grown = observed(*early, np.full(3, last, np.float32))
+    known = observed(np.full(3, last, np.float32), *early)
+    np.testing.assert_array_equal(grown.counts, known.counts)
+    assert (grown.low, grown.high, grown.width) == (known.low, last, known.width)
+    assert METHODS[method](grown) == METHODS[method](known)
+    magnitudes = np.abs(np.append(early, np.full(3, last))).astype(np.float32)
+    expected, _ = np.histogram(magnitudes[magnitudes > 0].astype(np.float64), BINS, (0, BINS * grown.width))
+    np.testing.assert_array_equal(grown.counts, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_minmax(kind: str) -> None:
     values = samples(kind)

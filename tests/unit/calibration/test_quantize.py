@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,72 @@ def test_order_of_images_does_not_matter(method: str) -> None:
     assert record == other
 
 
+REPAIRS = {"equalization": True, "bias_correction": True}
+
+
+class Batches(Images):
+    """The same images, some at a time."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return (self.images[start : start + self.batch] for start in range(0, len(self.images), self.batch))
+
+
+def in_bytes(quantized: onnx.ModelProto, record: dict[str, Any]) -> tuple[bytes, str]:
+    """What a bundle would hold: the model and the text of ``calibration.json``."""
+    return quantized.SerializeToString(deterministic=True), json.dumps(record)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_calibration_repeated_gives_the_same_bytes(method: str) -> None:
+    first = in_bytes(*quantize(tiny_model(), Images(), method, **REPAIRS))  # type: ignore[arg-type]
+    again = in_bytes(*quantize(tiny_model(), Images(), method, **REPAIRS))  # type: ignore[arg-type]
+    shuffled = Images(order=[3, 1, 5, 0, 2, 4])
+    other = in_bytes(*quantize(tiny_model(), shuffled, method, **REPAIRS))  # type: ignore[arg-type]
+    assert first == again == other
+
+
+@pytest.mark.parametrize("batch", [2, 4, 6])
+@pytest.mark.parametrize("method", METHODS)
+def test_how_many_images_run_together_does_not_matter(method: str, batch: int) -> None:
+    model = tiny_model()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    one = in_bytes(*quantize(model, Images(), method, **REPAIRS))  # type: ignore[arg-type]
+    some = in_bytes(*quantize(model, Batches(batch), method, **REPAIRS))  # type: ignore[arg-type]
+    assert one == some
+
+
+@pytest.mark.parametrize("repairs", [{}, REPAIRS])
+def test_a_range_that_the_last_image_widens_is_exact(repairs: dict[str, bool]) -> None:
+    images = Images()
+    images.images = np.concatenate([images.images // 16 + 112, images.images[:1]])  # dull ones before a real one
+    images.order = range(7)
+    model = tiny_model()
+    _, record = quantize(model, images, "minmax", **repairs)  # type: ignore[arg-type]
+    gray = images.images.astype(np.float32)
+    largest = np.abs((gray - np.float32(120)) * np.float32(1 / 60)).max()
+    assert record["tensors"]["normalised"]["range"] == float(largest)
+    if not repairs:
+        watched = onnx.ModelProto.FromString(model.SerializeToString())
+        watched.graph.output.append(onnx.ValueInfoProto(name="add"))
+        session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+        (last,) = session.run(["add"], {"image": images.images[-1:]})
+        assert record["tensors"]["add"]["range"] == float(np.abs(last).max())
+
+
+def test_repairs_are_recorded_only_where_they_were_done() -> None:
+    _, plain = quantize(tiny_model(), Images())
+    assert plain["equalization"] is None and plain["bias_correction"] is None
+    _, record = quantize(tiny_model(), Images(), equalization=True)
+    assert list(record["equalization"]["tensors"]) == ["expand.relu6", "md", "last"]
+    assert list(record["equalization"]["left"]) == ["add"]
+    assert record["bias_correction"] is None
+
+
 def test_ranges_are_what_the_float_model_does() -> None:
     model, images = tiny_model(), Images()
     tensors = activations(model.graph, place(model.graph))
@@ -232,6 +299,10 @@ def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     quantize(tiny_model(), Images(3), "minmax", lambda phase, done, steps: told.append((phase, done, steps)))
     assert told == [("calibrating", 1, 3), ("calibrating", 2, 3), ("calibrating", 3, 3)]
+    told.clear()
+    progress: Any = lambda *step: told.append(step)  # noqa: E731
+    quantize(tiny_model(), Images(1), "minmax", progress, equalization=True, bias_correction=True)
+    assert [phase for phase, _, _ in told] == ["equalizing", "equalizing", "calibrating", "correcting biases"]
 
 
 def test_refusals() -> None:
