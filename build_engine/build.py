@@ -27,6 +27,7 @@ from build_engine.verify import say, verify
 from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet
 from calibration.judge import portable_runner
+from calibration.limits import Limits
 from calibration.quantize import quantize
 from calibration.repair_summary import summarise
 from edge.backends.tensorrt import probe_platform
@@ -69,7 +70,7 @@ class BuildOptions:
     backend: str
     lowering: str
     gate_data: Path | None
-    max_auc_drop: float
+    limits: Limits
     gate: bool
     workspace_mb: int | None
     timing_cache: Path | None
@@ -160,7 +161,7 @@ def build_bundle(options: BuildOptions) -> Path:
             judges = gate_images(
                 options.gate_data, on_phantoms=phantoms, size=preprocess.input_size, scratch=Path(scratch)
             )
-        verified = verify(load_bundle(directory), judges, options.max_auc_drop)
+        verified = verify(load_bundle(directory), judges, options.limits)
         facts["gate"] = verified.gate
         facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
         write_manifest(directory, facts)

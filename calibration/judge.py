@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.dataset import from_folder
 from calibration.gate import LABELS_FILE, assess, read_labels
+from calibration.limits import Limits
 from edge.backends import Backend
 from edge.bundle import PORTABLE_MODEL, Bundle
 from edge.errors import InputRefusedError, UsageError
@@ -49,7 +50,7 @@ def portable_runner(model: Path) -> Callable[[NDArray[np.uint8]], Float32Outputs
 
 
 def judge(
-    bundle: Bundle, backend: Backend, directory: Path, origin: str, max_auc_drop: float, say: Callable[[str], None]
+    bundle: Bundle, backend: Backend, directory: Path, origin: str, limits: Limits, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compare `bundle`, run by `backend`, with its own float32 model on the images in `directory`.
 
@@ -72,7 +73,7 @@ def judge(
             bundle.labels,
             bundle.thresholds,
             truth,
-            max_auc_drop,
+            limits,
             patients,
         )
     machine = machine_facts()
