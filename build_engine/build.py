@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import calibration_images, check_enough, gate_images
+from build_engine.images import calibration_images, check_apart, check_enough, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.precision import to_float16
@@ -120,6 +120,9 @@ def build_bundle(options: BuildOptions) -> Path:
         )
         if options.precision == "int8":
             check_enough(dataset, options.calibration_images)
+            others = {"--gate-data": options.gate_data if options.gate else None}
+            others["--threshold-data"] = options.threshold_data
+            check_apart(dataset, options.calibration_data, others, checkpoint.labels)
         golden = np.concatenate(list(itertools.islice(dataset, GOLDEN_IMAGES)))
 
         say("exporting to ONNX")
@@ -221,7 +224,9 @@ def _write_precision(options: BuildOptions, directory: Path, dataset: Calibratio
         )
     save_model(quantized, directory / model_file("int8"))
     chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
-    (directory / CALIBRATION).write_text(json.dumps({**calibration, **chosen}, indent=1) + "\n")
+    (directory / CALIBRATION).write_text(
+        json.dumps({**calibration, **chosen, "pixels": sorted(dataset.pixels)}, indent=1) + "\n"
+    )
     repairs = summarise(calibration)
     for repair, what in repairs.items():
         say(f"{repair.replace('_', ' ')}: {'switched off' if what is None else what['summary']}")
