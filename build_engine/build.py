@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import ImageFolder, calibration_images, check_enough, gate_images
+from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.mixed_precision import Trial, first_plan, mixed_model, next_plan
@@ -127,6 +127,9 @@ def build_bundle(options: BuildOptions) -> Path:
         )
         if options.precision == "int8":
             check_enough(dataset, options.calibration_images)
+            others = {"--gate-data": options.gate_data if options.gate else None}
+            others["--threshold-data"] = options.threshold_data
+            check_apart(dataset, options.calibration_data, others, checkpoint.labels)
         golden = np.concatenate(list(itertools.islice(dataset, GOLDEN_IMAGES)))
 
         say("exporting to ONNX")
@@ -161,7 +164,7 @@ def build_bundle(options: BuildOptions) -> Path:
         }
         attempt = functools.partial(_attempt, options, directory, backend, judges)
         if options.precision == "int8":
-            calibrated, origins = _calibrate(options, directory, dataset, origin)
+            calibrated = _calibrate(options, directory, dataset, origin)
             trial = Trial(
                 calibrated,
                 golden=np.split(golden, len(golden)),
@@ -173,11 +176,11 @@ def build_bundle(options: BuildOptions) -> Path:
                 limits=options.limits,
             )
             plan = first_plan(trial, options.mixed_precision)
-            verified = attempt({**known, **_write_int8(directory, trial, plan, origins)})
+            verified = attempt({**known, **_write_int8(directory, trial, plan, dataset, origin)})
             if verified.gate["verdict"] == FAIL and options.mixed_precision != "off" and not plan["left"]:
                 failure = f"the gate failed ({verified.gate['reason']})"
                 if (next_one := next_plan(trial, plan, failure)) is not None:
-                    verified = attempt({**known, **_write_int8(directory, trial, next_one, origins)})
+                    verified = attempt({**known, **_write_int8(directory, trial, next_one, dataset, origin)})
         else:
             _write_float(options.precision, directory)
             verified = attempt({**known, "calibration": NO_CALIBRATION, "mixed_precision": None})
@@ -245,10 +248,8 @@ def _write_float(precision: str, directory: Path) -> None:
         save_model(to_float16(onnx.load(directory / PORTABLE_MODEL)), directory / model_file("fp16"))
 
 
-def _calibrate(
-    options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str
-) -> tuple[Calibrated, dict[str, Any]]:
-    """Calibrate the portable model; returns also what is to be said of the images."""
+def _calibrate(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> Calibrated:
+    """Calibrate the portable model."""
     say(f"calibrating on {len(dataset)} images ({origin}) by {options.calibration_method}")
     with ProgressLine("calibration") as progress:
         calibrated = calibrate(
@@ -261,15 +262,20 @@ def _calibrate(
         )
     for repair, what in summarise(calibrated.quantized()[1]).items():
         say(f"{repair.replace('_', ' ')}: {'switched off' if what is None else what['summary']}")
-    return calibrated, {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
+    return calibrated
 
 
-def _write_int8(directory: Path, trial: Trial, plan: Mapping[str, Any], origins: Mapping[str, Any]) -> dict[str, Any]:
+def _write_int8(
+    directory: Path, trial: Trial, plan: Mapping[str, Any], dataset: CalibrationSet, origin: str
+) -> dict[str, Any]:
     """Write the int8 model by `plan` and ``calibration.json``; returns the manifest's entries on both."""
     save_model(mixed_model(trial.calibrated, plan["left"]), directory / model_file("int8"))
     _, record = trial.calibrated.quantized(plan["left"])
-    (directory / CALIBRATION).write_text(json.dumps({**record, **origins}, indent=1) + "\n")
-    facts = {**{key: record[key] for key in ("method", "count", "digest")}, **origins, **summarise(record)}
+    chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
+    (directory / CALIBRATION).write_text(
+        json.dumps({**record, **chosen, "pixels": sorted(dataset.pixels)}, indent=1) + "\n"
+    )
+    facts = {**{key: record[key] for key in ("method", "count", "digest")}, **chosen, **summarise(record)}
     return {"calibration": facts, "mixed_precision": dict(plan)}
 
 

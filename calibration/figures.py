@@ -19,7 +19,7 @@ MODELS = ("reference", "candidate")
 def agreement(
     expected: NDArray[np.float64], found: NDArray[np.float64], thresholds: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Of (N, L) probabilities: mean and largest difference, and the share of decisions that differ at (L,) thresholds."""
+    """Mean and largest difference of (N, L) probabilities; share of decisions that differ, at (L,) thresholds."""
     difference = np.abs(found - expected)
     changed = (expected >= thresholds) != (found >= thresholds)
     return {
