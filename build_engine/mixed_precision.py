@@ -134,7 +134,7 @@ def next_plan(trial: Trial, plan: Mapping[str, Any], failure: str) -> dict[str, 
     if left is None:
         return None
     ordered = [layer for layer in trial.calibrated.layers if layer in left]
-    reason = f"{failure} with all layers in int8; with these in float16 it passes, and with none of them fewer"
+    reason = f"{failure} with all layers in int8; with these in float16 it passes, with one fewer it does not"
     say(f"mixed precision: left in float16: {', '.join(ordered)}")
     return {**plan, **effects, "left": ordered, "tried": tried, "reason": reason}
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from calibration.delong import area_drops
 from calibration.quantize import Calibrated, Progress
+from edge.backends.onnxruntime import open_session
 from edge.results import probabilities
 
 Passes = Callable[[tuple[str, ...]], bool]
@@ -67,9 +67,8 @@ def _effect(
 
 def logits_of(model: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """The (N, L) logits of `model`, in ONNX Runtime, for N images of (1, 1, S, S)."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    source = session.get_inputs()[0].name
-    return np.concatenate([session.run(["logits"], {source: image})[0] for image in images])
+    session = open_session(model.SerializeToString(), threads=0)
+    return np.concatenate([session.run(["logits"], {"image": image})[0] for image in images])
 
 
 def by_effect(effects: dict[str, dict[str, Any]]) -> tuple[str, ...]:
