@@ -23,8 +23,9 @@ from build_engine.make import main
 from build_engine.precision import to_float16
 from build_engine.weights import choose_weights, random_weights
 from calibration.graph import CONVOLUTIONS, MDCONV
+from calibration.insertion import insert
 from calibration.placement import activations, place
-from calibration.quantize import insert, quantize
+from calibration.quantize import quantize
 from edge.classify import NO_CAM
 from edge.engine_from_onnx import build_engine
 from edge.errors import UsageError

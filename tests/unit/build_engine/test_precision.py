@@ -9,8 +9,8 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from build_engine.export import to_onnx
 from build_engine.precision import to_float16
 from calibration.graph import CONVOLUTIONS, initializers
+from calibration.insertion import insert
 from calibration.placement import activations, place
-from calibration.quantize import insert
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
 from mdconv.networks import normalise
