@@ -86,7 +86,8 @@ def _last_convolution(graph: onnx.GraphProto) -> str:
 
     It maps features to the findings, costs 0.3 % of the work, and its rounding would reach the logits directly.
     """
-    return next(node.name for node in reversed(graph.node) if node.op_type in CONVOLUTIONS)
+    names: list[str] = [node.name for node in graph.node if node.op_type in CONVOLUTIONS]
+    return names[-1]
 
 
 def _residual_skips(graph: onnx.GraphProto, weighted: Collection[str], vectors: set[str]) -> list[tuple[str, int]]:
