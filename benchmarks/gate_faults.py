@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from build_engine.bundle_writer import write_manifest
 from build_engine.images import GATE_PHANTOMS, GATE_SEED
 from calibration.judge import judge
-from calibration.regate import MAX_AUC_DROP
+from calibration.limits import DEFAULTS
 from edge.backends import open_backend
 from edge.bundle import load_bundle
 from mdconv.data.phantom.folder import write_folder
@@ -56,7 +56,7 @@ def gate_of(directory: Path, images: Path) -> dict[str, Any]:
     """What the gate says of a bundle in ONNX Runtime, by a folder of labelled images."""
     bundle = load_bundle(directory)
     with open_backend(bundle, "onnxruntime") as backend:
-        return judge(bundle, backend, images, "images", MAX_AUC_DROP, lambda text: None)
+        return judge(bundle, backend, images, "images", DEFAULTS, lambda text: None)
 
 
 def row(what: str, gate: dict[str, Any]) -> str:
