@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from calibration.bias_correction import Shift, correct, measure_shifts
 from calibration.equalization import equalize
-from calibration.insertion import insert as insert
-from calibration.insertion import quantize_weight as quantize_weight
-from calibration.insertion import scale_of as scale_of
+from calibration.insertion import insert, scale_of
 from calibration.observers import METHODS, Histogram
 from calibration.placement import Placement, activations, place
 from edge.errors import UsageError

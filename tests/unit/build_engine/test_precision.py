@@ -10,8 +10,8 @@ from build_engine.export import to_onnx
 from build_engine.precision import leave_in_float16, to_float16
 from build_engine.weights import random_weights
 from calibration.graph import CONVOLUTIONS, initializers
+from calibration.insertion import insert
 from calibration.placement import activations, place
-from calibration.quantize import insert
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
 from mdconv.networks import normalise, stages
