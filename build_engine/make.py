@@ -15,6 +15,7 @@ try:
     from build_engine.build import BuildOptions, build_bundle
     from build_engine.gate_again import regate_bundle
     from build_engine.images import CALIBRATION_IMAGES, MINIMUM
+    from build_engine.mixed_precision import CHOICES
     from build_engine.thresholds import parse_rule
     from mdconv.networks import NETWORKS
 except ImportError as missing:
@@ -104,6 +105,13 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         dest="bias_correction",
         action="store_false",
         help="leave the mean error of each quantized layer where it is",
+    )
+    parser.add_argument(
+        "--mixed-precision",
+        choices=CHOICES,
+        default="auto",
+        help="auto: where an INT8 build fails its self-test or its gate, leave the fewest layers in float16 with which "
+        "it passes; measure: say also of a build that passes what INT8 in each layer costs; off (default: auto)",
     )
     parser.add_argument(
         "--backend",

@@ -104,6 +104,19 @@ def assess(
     if not pairs:
         raise UsageError("no image to judge the model by: name a folder of radiographs")
     before, after = (np.concatenate(batches) for batches in zip(*pairs))
+    return assess_logits(before, after, names, thresholds, truth, limits, patients)
+
+
+def assess_logits(
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    names: Sequence[str],
+    thresholds: Mapping[str, float],
+    truth: NDArray[np.bool_] | None,
+    limits: Limits = DEFAULTS,
+    patients: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """As `assess`, of the logits (N, L) of the float32 model and of the one under test."""
     if truth is not None and truth.shape != before.shape:
         raise UsageError(f"labels are {truth.shape}, expected {before.shape}: one row an image, one column a finding")
     result = {"images": len(before), "limits": limits.to_json()}

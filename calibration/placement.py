@@ -19,7 +19,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -42,6 +43,14 @@ class Placement:
     """Tensors that every reader reads through their pair."""
     tied: tuple[tuple[str, ...], ...] = ()
     """Tensors of one scale."""
+
+    def without(self, nodes: Collection[str]) -> Placement:
+        """The same, `nodes` left as they are: what they read is not rounded for them."""
+        return replace(
+            self,
+            weighted=tuple(name for name in self.weighted if name not in nodes),
+            skips=tuple((name, position) for name, position in self.skips if name not in nodes),
+        )
 
     def to_json(self, graph: onnx.GraphProto) -> dict[str, Any]:
         """What ``calibration.json`` says of it, each place with the tensor that is rounded there."""

@@ -65,6 +65,7 @@ def _entries(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _training(model)
     yield from _headed("Findings", _findings(model))
     yield "Precision", PRECISIONS[facts["precision"]]
+    yield from _mixed_precision(facts.get("mixed_precision"))
     yield "Lowering", _lowering(facts["lowering"])
     yield from _headed("Calibration", _calibration(facts["calibration"]))
     yield from _headed("Gate", _gate(facts["gate"]))
@@ -118,6 +119,12 @@ def _findings(model: Mapping[str, Any]) -> Iterator[str]:
     yield f"{len(model['labels'])}; each counts as positive from the probability beside it"
     for label in model["labels"]:
         yield f"{label} {model['thresholds'][label]:.4f}"
+
+
+def _mixed_precision(plan: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if plan and plan["left"]:
+        yield "", f"{len(plan['left'])} of {plan['of']} layers are float16: {', '.join(plan['left'])}"
+        yield "", str(plan["reason"])
 
 
 def _lowering(lowering: Mapping[str, Any]) -> str:

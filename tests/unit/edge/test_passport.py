@@ -113,6 +113,14 @@ def test_the_criteria_that_failed_are_named(make_bundle: Callable[..., Path]) ->
     assert "allowed" not in text and "beyond" not in text
 
 
+def test_layers_in_float16_are_named(make_bundle: Callable[..., Path]) -> None:
+    plan = {"left": ["stem", "layer1.0.expand"], "of": 62, "reason": "the gate failed with all layers in int8"}
+    text = " ".join(render(described(make_bundle, mixed_precision=plan)).split())
+    assert "2 of 62 layers are float16: stem, layer1.0.expand the gate failed with all layers in int8 Lowering" in text
+    none = render(described(make_bundle, "none", mixed_precision={**plan, "left": []}))
+    assert "float16:" not in none
+
+
 def test_a_bundle_of_little_information_has_a_passport_too(tiny_bundle_directory: Path) -> None:
     text = render(passport(load_bundle(tiny_bundle_directory)))
     assert "Trained on      not recorded" in text
