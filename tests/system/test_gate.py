@@ -105,6 +105,9 @@ def test_images_that_calibrate_do_not_judge(tmp_path: Path, capsys: pytest.Captu
     (*_, said) = capsys.readouterr().err.splitlines()
     assert "--calibration-data and --gate-data are one folder" in said and "split them into two folders" in said
 
+    assert make([*calibrated, "--thresholds", "youden", "--threshold-data", str(images)]) == 2
+    assert "--calibration-data and --threshold-data are one folder" in capsys.readouterr().err.splitlines()[-1]
+
     # One picture of them, in other bytes: what counts is what the network would see.
     picture = sorted(images.glob("*.png"))[5]
     cv2.imwrite(
