@@ -33,7 +33,7 @@ DEFAULTS = Limits()
 HELP = {
     "max_auc_drop": "mean AUC that may be lost against float32",
     "max_mean_difference": "how far a probability may be from float32's on average",
-    "max_changed_decisions": "share of decisions (findings of images, at the thresholds) that may differ from float32's",
+    "max_changed_decisions": "share of decisions (image by finding, at the thresholds) that may differ from float32's",
     "max_sensitivity_drop": "mean sensitivity, at the thresholds, that may be lost against float32",
 }
 NAMES = tuple(field.name for field in fields(Limits))
