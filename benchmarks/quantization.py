@@ -180,10 +180,12 @@ def _difference(figures: Mapping[str, Any]) -> float:
 def header(source: Source, judges: Judges, size: int) -> str:
     """What was measured, where and with what."""
     versions = [f"{name} {_version(name)}" for name in ("onnxruntime", "onnx", "tensorrt-rtx-cu12")]
+    versions.append(MODELOPT.replace("==", " "))
+    area, _ = _areas(judges.figures(judges.expected))
     return (
         f"{judges.checkpoint.network}, {size} pixels, {len(judges.images)} synthetic phantoms of seeds from "
-        f"{UNSEEN_SEEDS[0]}, calibrated on {len(source.pixels)} others. Float32: mean AUC {_areas(judges.figures(judges.expected))[0]}. "
-        f"{machine(torch.device('cpu'))}, {', '.join([*versions, MODELOPT.replace('==', ' ')])}."
+        f"{UNSEEN_SEEDS[0]}, calibrated on {len(source.pixels)} others. Float32: mean AUC {area}. "
+        f"{machine(torch.device('cpu'))}, {', '.join(versions)}."
     )
 
 
