@@ -4,9 +4,9 @@
 
 One float32 model, one set of calibration images (those that make.py takes for the demo), one set of images to judge on,
 which neither training nor calibration nor the accuracy gate saw. ModelOpt and ONNX Runtime get the model with MD-Conv
-lowered to padded convolutions, since they cannot take the function; it computes the same. All models are run by ONNX
-Runtime on the CPU, as a bundle is. ModelOpt needs other versions of ONNX and ONNX Runtime, so it gets an environment
-of its own, which is made on the first run (some gigabytes) and used again on the next.
+lowered to padded convolutions, which computes the same: of MD-Conv as a function they know nothing, and ModelOpt would
+leave it float32. All models are run by ONNX Runtime on the CPU, as a bundle is. ModelOpt needs other versions of ONNX
+and ONNX Runtime, so it gets an environment of its own, made on the first run (a gigabyte and more) and used again.
 
 Prints a Markdown table and, last, whether the default of make.py is at least as accurate as all others that TensorRT
 takes. Exit status: 0 all ways ran, 2 wrong use, 3 one could not run here (its row says why).
