@@ -34,7 +34,7 @@ from build_engine.lowering import lower
 from build_engine.make import parse
 from calibration.equalization import equalize
 from calibration.gate import Infer, assess
-from calibration.quantize import quantize
+from calibration.quantize import Images, quantize
 from edge.backends.onnxruntime import open_session
 from mdconv.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mdconv.data.phantom import CALIBRATION_SEEDS, TEST_SEEDS, labels_of, render
@@ -144,7 +144,7 @@ def judge(reference: Infer, candidate: Infer, images: Phantoms, labels: Sequence
     return figures
 
 
-def quantized_as(options: Sequence[str], model: onnx.ModelProto, images: Phantoms) -> onnx.ModelProto:
+def quantized_as(options: Sequence[str], model: onnx.ModelProto, images: Images) -> onnx.ModelProto:
     """`model` quantized with these options of make.py."""
     chosen = parse(options)
     return quantize(
