@@ -140,7 +140,7 @@ def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path:
     made = run_make(
         *("--int8", "--backend", "onnxruntime", "--lowering", "padded", "--input-size", "64"),
         *("--calibration-data", black, "--calibration-images", "4", "--gate-data", gate_data, "--output", output),
-        *("--thresholds", "sensitivity=0.8", "--threshold-data", threshold_data),
+        *("--thresholds", "sensitivity=0.8", "--threshold-data", threshold_data, "--mixed-precision", "off"),
     )
     assert made.returncode == 3
     assert "Traceback" not in made.stderr
