@@ -17,8 +17,8 @@ LEVELS = 128
 """Magnitudes that symmetric int8 tells apart, zero among them."""
 
 BEYOND = 100_000
-"""`percentile` and `entropy` let one value in so many lie beyond the range. Channels of a depthwise network differ much:
-what is rare in all of a tensor can be what one of its channels says."""
+"""`percentile` and `entropy` let one value in so many lie beyond the range. Channels of a depthwise network differ
+much: what is rare in all of a tensor can be what one of its channels says."""
 
 _STEP = 16
 _CANDIDATES = 128
