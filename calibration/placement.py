@@ -37,7 +37,7 @@ class Placement:
     """Tensors of one scale."""
 
     def without(self, nodes: Collection[str]) -> Placement:
-        """The same, `nodes` left as they are: what they read is not rounded for them."""
+        """The same, `nodes` left as they are: nothing is rounded for them, though they read `whole` tensors rounded."""
         return replace(
             self,
             weighted=tuple(name for name in self.weighted if name not in nodes),
