@@ -112,17 +112,16 @@ def _calibration_pixels(bundle: Bundle, say: Callable[[str], None]) -> dict[str,
     """The pixel digests that ``calibration.json`` has, and what an image of theirs is. Raises `BundleError`."""
     if not bundle.manifest["calibration"].get("method"):
         return {}
-    path = bundle.directory / CALIBRATION
+    path = bundle.path(CALIBRATION)
     try:
-        pixels = json.loads(path.read_text(encoding="utf-8")).get("pixels")
-    except FileNotFoundError:
-        pixels = None
-    except (OSError, ValueError, AttributeError) as error:
+        pixels = json.loads(path.read_text(encoding="utf-8")).get("pixels") if path else None
+        known = dict.fromkeys(pixels or (), f"one of those that the bundle was calibrated on ({CALIBRATION})")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"{path} cannot be read ({error}): build the bundle anew") from None
     if pixels is None:
         say("gate: the bundle does not say what images it was calibrated on, so some of them may judge it now")
         return {}
-    return dict.fromkeys(pixels, f"one of those that the bundle was calibrated on ({CALIBRATION})")
+    return known
 
 
 def load_images(

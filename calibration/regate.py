@@ -68,6 +68,7 @@ def _replace_manifest(bundle: Bundle, manifest: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.chmod(place.stat().st_mode & 0o777)  # mkstemp makes it private
+        require_unsigned(bundle.directory)  # again: it may have been signed while the gate ran
         if sha256_of(place) != bundle.sha256:
             raise BundleError(f"{place} was changed while the gate ran, so its verdict was not written: run it again")
         partial.replace(place)

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import numpy_helper
 
 from build_engine.bundle_writer import write_manifest
@@ -25,7 +26,7 @@ from calibration.dataset import from_folder, pixel_digest
 from calibration.limits import DEFAULTS, NAMES
 from calibration.quantize import quantize
 from calibration.regate import main, regate
-from edge.bundle import MANIFEST, load_bundle
+from edge.bundle import MANIFEST, load_bundle, sign_bundle
 from edge.errors import BundleError, UsageError
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess, load_image
@@ -204,10 +205,11 @@ def test_a_bundle_that_does_not_know_its_calibration_images_says_so(
             renew(bundle)
         assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 0
         assert "does not say what images it was calibrated on" in capsys.readouterr().err
-    (bundle / "calibration.json").write_text("[]")
-    renew(bundle)
-    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
-    assert "calibration.json cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    for record in ("[]", '{"pixels": 3}'):
+        (bundle / "calibration.json").write_text(record)
+        renew(bundle)
+        assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
+        assert "calibration.json cannot be read" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
@@ -221,6 +223,19 @@ def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled:
     with pytest.raises(BundleError, match="was changed while the gate ran"):
         regate(bundle, labelled, "test", DEFAULTS, "onnxruntime", change)
     assert (bundle / MANIFEST).read_bytes() == changed[0]
+    assert not list(bundle.glob(".*"))
+
+
+def test_a_bundle_that_was_signed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+
+    def sign(text: str) -> None:
+        if "comparing" in text:
+            sign_bundle(bundle, Ed25519PrivateKey.generate())
+
+    with pytest.raises(BundleError, match="is signed, so its manifest is not written again"):
+        regate(bundle, labelled, "test", DEFAULTS, "onnxruntime", sign)
+    assert (bundle / MANIFEST).read_bytes() == before
     assert not list(bundle.glob(".*"))
 
 
