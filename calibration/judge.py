@@ -81,13 +81,22 @@ def judge(
     gate |= {
         "data": origin,
         "ran_on": backend.name,
-        "backend": {key: value for key, value in backend.facts.items() if key != "layers"},
+        "backend": _without_places(backend.facts),
         "machine": {key: machine[key] for key in ("architecture", "cpu", "jetson")},
         "time": timestamp(),
     }
     if bundle.manifest["backend"] == "tensorrt-rtx":
         gate["note"] = RTX_NOTE
     return gate
+
+
+def _without_places(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A backend's facts, less its layers and what errors said, which names folders of this machine."""
+    kept = {key: value for key, value in facts.items() if key != "layers"}
+    for key, end in (("chosen_because", " ("), ("fallback", ": ")):
+        if key in kept:
+            kept[key] = kept[key].partition(end)[0]
+    return kept
 
 
 class Judges(NamedTuple):

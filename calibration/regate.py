@@ -43,7 +43,7 @@ def regate(
     if not os.access(bundle.directory, os.W_OK):  # said now, not after the work
         raise MachineError(f"{directory} cannot be written, where the verdict goes: grant permission, or copy it")
     with open_backend(bundle, backend) as opened:
-        say(f"gate: {bundle.name} in {opened.name}")
+        say(f"gate: {bundle.name} in {opened.name}: {opened.facts['chosen_because']}")
         gate = judge(bundle, opened, images, origin, limits, say)
     before = bundle.manifest["gate"]
     if gate["verdict"] == NOT_ASSESSED and bundle.gate_verdict == FAIL:

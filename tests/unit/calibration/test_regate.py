@@ -26,8 +26,8 @@ from calibration.dataset import from_folder, pixel_digest
 from calibration.limits import DEFAULTS, NAMES
 from calibration.quantize import quantize
 from calibration.regate import main, regate
-from edge.bundle import MANIFEST, load_bundle, sign_bundle
-from edge.errors import BundleError, UsageError
+from edge.bundle import MANIFEST, Bundle, load_bundle, sign_bundle
+from edge.errors import BundleError, MachineError, UsageError
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess, load_image
 from tests.conftest import tiny_network, write_tiny_bundle
@@ -133,6 +133,21 @@ def test_a_good_bundle_passes(bundle: Path, labelled: Path, capsys: pytest.Captu
     shown = capsys.readouterr()
     assert shown.out.strip() == str(bundle)
     assert "gate: pass: mean AUC 1.0000 to" in shown.err and "95 % interval" in shown.err
+
+
+def test_the_manifest_names_no_folder_of_this_machine(
+    bundle: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why TensorRT cannot run is printed; the manifest, which is handed on, has no more than that it cannot."""
+
+    def fail(_: Bundle) -> None:
+        raise MachineError("the engine cache cannot be used: Permission denied (/home/someone/.cache)")
+
+    monkeypatch.setattr("edge.backends.tensorrt.open_tensorrt", fail)
+    assert main([str(bundle), "--gate-data", str(labelled)]) == 0
+    assert "/home/someone" in capsys.readouterr().err
+    assert gate_of(bundle)["backend"]["chosen_because"] == "auto: TensorRT cannot run here"
+    assert "/" not in json.dumps(gate_of(bundle)["backend"])
 
 
 def test_a_sabotaged_bundle_fails_and_no_longer_runs(
