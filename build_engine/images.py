@@ -88,7 +88,7 @@ def check_apart(
     for option, directory in others.items():
         if directory is None:
             continue
-        _existing(directory, option)
+        existing_folder(directory, option)
         if given is not None and directory.samefile(given if given.is_dir() else given.parent):
             raise UsageError(
                 f"--calibration-data and {option} are one folder: a model looks too good on the images that its ranges "
@@ -103,13 +103,14 @@ def check_apart(
 def gate_images(given: Path | None, *, on_phantoms: bool, size: int, scratch: Path) -> ImageFolder | None:
     """The folder to judge the build by: the one `given`, or labelled phantoms, or None."""
     if given is not None:
-        return ImageFolder(_existing(given, "--gate-data"), "user's images")
+        return ImageFolder(existing_folder(given, "--gate-data"), "user's images")
     if not on_phantoms:
         return None
     return _phantoms(scratch / "gate", GATE_SEED, GATE_PHANTOMS, size)
 
 
-def _existing(directory: Path, option: str) -> Path:
+def existing_folder(directory: Path, option: str) -> Path:
+    """`directory`, which `option` named. Raises `UsageError` if it is no folder."""
     if not directory.is_dir():
         raise UsageError(f"{option} {directory} is no folder: name one that holds radiographs")
     return directory
