@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from calibration.dataset import from_folder, pixel_digest
 from calibration.gate import LABELS_FILE, assess, read_labels
 from calibration.limits import Limits
 from edge.backends import Backend
+from edge.backends.onnxruntime import open_session
 from edge.bundle import CALIBRATION, PORTABLE_MODEL, Bundle
 from edge.errors import BundleError, InputRefusedError, UsageError
 from edge.preprocess import Preprocess, load_image
@@ -40,8 +40,11 @@ class Float32Outputs(NamedTuple):
 
 
 def portable_runner(model: Path) -> Callable[[NDArray[np.uint8]], Float32Outputs]:
-    """The float32 reference: runs (N, 1, S, S) uint8 images through the portable `model`, one at a time."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    """The float32 reference: runs (N, 1, S, S) uint8 images through the portable `model`, one at a time.
+
+    Raises `BundleError` for a model that ONNX Runtime cannot load.
+    """
+    session = open_session(model, threads=0)
     names = [output.name for output in session.get_outputs()]
 
     def run(images: NDArray[np.uint8]) -> Float32Outputs:

@@ -227,6 +227,15 @@ def test_a_bundle_that_does_not_know_its_calibration_images_says_so(
         assert "calibration.json cannot be read" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_portable_model_that_does_not_load_is_one_line(
+    bundle: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "model.onnx").write_bytes(b"no model")
+    renew(bundle)
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
+    assert "model.onnx" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
     changed: list[bytes] = []
 
