@@ -17,17 +17,17 @@ from edge.errors import UsageError
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
-from mdconv.data.phantom import labels_of
+from mdconv.data.phantom import CALIBRATION_SEEDS, TEST_SEEDS, labels_of
 from mdconv.data.phantom.folder import phantom_name, write_folder, write_phantoms
 
-CALIBRATION_SEED = 3_000_000
+CALIBRATION_SEED = CALIBRATION_SEEDS.start
 CALIBRATION_POOL = 4096
 """How many phantoms there are to choose from: their findings are known without rendering them."""
 CALIBRATION_IMAGES = 128
 """Most images to calibrate on, unless the user says otherwise."""
 MINIMUM = 16
 """Least images for INT8: with fewer, a range is that of a few patients. A user who asks for fewer gets them."""
-GATE_SEED = 2_000_000
+GATE_SEED = TEST_SEEDS.start
 GATE_PHANTOMS = 200
 
 
