@@ -279,6 +279,8 @@ def _passport(options: argparse.Namespace) -> int:
 def _sign(options: argparse.Namespace) -> int:
     private = load_private_key(options.key)
     bundle = sign_bundle(options.bundle, private)
+    if bundle.notice:
+        print(f"edge-infer: {bundle.notice}", file=sys.stderr)  # whoever signs should know what it says
     again = "" if bundle.signature.state == UNSIGNED else ", in place of the signature that was there"
     print(
         f"signed {bundle.name} (manifest SHA-256 {bundle.sha256}) with key {fingerprint(private.public_key())}{again}: "

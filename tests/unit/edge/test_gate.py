@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from edge.bundle import load_bundle
 from edge.cli import main
@@ -47,6 +49,15 @@ def arguments_of(command: str, bundle: Path, images: Path, state: Path) -> list[
         "selftest": [],
     }[command]
     return [command, *own, "--bundle", str(bundle), "--backend", "onnxruntime"]
+
+
+def test_whoever_signs_a_failed_bundle_is_told(
+    failed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    assert main(["sign", "--bundle", str(failed), "--key", str(key)]) == 0
+    assert capsys.readouterr().err == f"edge-infer: {SAID}\n"
 
 
 @pytest.mark.parametrize("command", ["classify", "serve", "bench", "selftest"])
