@@ -59,14 +59,14 @@ def build(arm: Arm, checkpoint: Path, phantoms: Path, size: int, output: Path) -
     """The arm's bundle by `make.py --int8`, unless it is there, and what `edge-infer classify` says on phantoms."""
     directory = output / arm.slug
     if not directory.exists():
-        command = [sys.executable, "build_engine/make.py", "--int8", "--backend", "onnxruntime"]
-        command += ["--checkpoint", checkpoint, "--input-size", str(size), "--output", directory]
-        command += ["--calibration-data", phantoms / "calibration", "--gate-data", phantoms / "test"]
+        make: list[str | Path] = [sys.executable, "build_engine/make.py", "--int8", "--backend", "onnxruntime"]
+        make += ["--checkpoint", checkpoint, "--input-size", str(size), "--output", directory]
+        make += ["--calibration-data", phantoms / "calibration", "--gate-data", phantoms / "test"]
         # Trained for minutes at another size: how much INT8 loses is shown in the table, and is no reason to stop.
-        command += [f"--{name.replace('_', '-')}=1" for name in NAMES]
-        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        make += [f"--{name.replace('_', '-')}=1" for name in NAMES]
+        subprocess.run(list(map(str, make)), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     images = sorted((phantoms / "test").glob("*.png"))
-    command = [sys.executable, "-m", "edge", "classify", *images, "--bundle", directory, "--json"]
+    command: list[str | Path] = [sys.executable, "-m", "edge", "classify", *images, "--bundle", directory, "--json"]
     done = subprocess.run(list(map(str, command)), check=True, cwd=ROOT, capture_output=True, text=True)
     return Built(arm.label, load_bundle(directory), [json.loads(line) for line in done.stdout.splitlines()])
 
@@ -120,7 +120,8 @@ def main() -> int:
         write_folder(phantoms / "calibration", 128, CALIBRATION_SEEDS.start, options.size)
         write_folder(phantoms / "test", options.images, TEST_SEEDS.start, options.size)
     images = {
-        path.name: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted((phantoms / "test").glob("*.png"))
+        path.name: np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), np.uint8)
+        for path in sorted((phantoms / "test").glob("*.png"))
     }
     arms = EXPERIMENTS["table-3"].arms
     built = []

@@ -28,7 +28,7 @@ import onnxruntime
 import pydicom
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from edge.backends import open_backend
 from edge.bundle import PORTABLE_MODEL, Bundle, load_bundle
@@ -37,14 +37,16 @@ from edge.pipeline import Item, Outcome, Pipeline
 
 def read_plainly(path: Path, size: int) -> NDArray[np.uint8]:
     """(1, 1, size, size) uint8 of a DICOM or PNG file, as in the usual example."""
+    gray: NDArray[Any]
     if path.suffix == ".dcm":
         dataset = pydicom.dcmread(path)
         values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
         values *= 255 / (2**dataset.BitsStored - 1)
         gray = (255 - values if dataset.PhotometricInterpretation == "MONOCHROME1" else values).astype(np.uint8)
     else:
-        gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    return cv2.resize(gray, (size, size), interpolation=cv2.INTER_AREA)[np.newaxis, np.newaxis]
+        gray = np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    small = cv2.resize(gray, (size, size), interpolation=cv2.INTER_AREA)
+    return small[np.newaxis, np.newaxis].astype(np.uint8, copy=False)
 
 
 def time_plain_loop(session: Any, bundle: Bundle, files: Sequence[Path]) -> float:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 
 from mdconv.data.cases import Cases
 from mdconv.data.phantom import NOTICE, TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, render
 from mdconv.data.phantom.sets import PhantomCases, phantom_cases
+from mdconv.data.split import Split
 from mdconv.training import Recipe
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Step(NamedTuple):
@@ -26,16 +27,21 @@ class Step(NamedTuple):
 class Setting(Protocol):
     """Where images come from, and by which recipes a network learns on them, one after the other."""
 
-    name: str
-    """Of the folder that its runs are kept in."""
-    seeds: int | None
-    """Runs an arm; None leaves it to the experiment."""
+    @property
+    def name(self) -> str:
+        """Of the folder that its runs are kept in."""
+        ...
+
+    @property
+    def seeds(self) -> int | None:
+        """Runs an arm; None leaves it to the experiment."""
+        ...
 
     def schedules(self, sizes: tuple[int, ...]) -> tuple[tuple[Step, ...], ...]:
         """The ways to train: each a row of steps, the next starting from what the one before learned."""
         ...
 
-    def cases(self, data: str, split: str) -> Cases: ...
+    def cases(self, data: str, split: Split) -> Cases: ...
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,14 @@ class Paper:
     def schedules(self, sizes: tuple[int, ...]) -> tuple[tuple[Step, ...], ...]:
         return tuple((Step(Recipe(size=size)),) for size in sizes)
 
-    def cases(self, data: str, split: str) -> Cases:
+    def cases(self, data: str, split: Split) -> Cases:
         from mdconv.data import chestxray14, chestxray2017
 
         if data == "chestxray14":
             assert self.chestxray14 is not None
             return chestxray14.load(self.chestxray14, split)
         assert self.chestxray2017 is not None
-        return chestxray2017.load(self.chestxray2017, split, data)
+        return chestxray2017.load(self.chestxray2017, split, cast("chestxray2017.Task", data))
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Reduced:
         large = replace(small, size=224, learning_rate=5e-4, warm_up_steps=20)
         return ((Step(small), Step(large, self.images // 4)),)
 
-    def cases(self, data: str, split: str) -> Cases:
+    def cases(self, data: str, split: Split) -> Cases:
         first = {"train": TRAIN_SEEDS, "validation": VALIDATION_SEEDS, "test": TEST_SEEDS}[split]
         count = {"train": self.images, "validation": self.validation, "test": self.test}[split]
         if data == "chestxray14":
