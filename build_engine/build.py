@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, gate_images
+from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, existing_folder, gate_images
 from build_engine.int8 import Int8Files, build_int8, calibrate_portable
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
@@ -99,6 +99,8 @@ def build_bundle(options: BuildOptions) -> Path:
     backend = _choose_backend(options.backend)
     check_lowering(options.lowering, backend)
     check_threshold_options(options.thresholds, options.threshold_data, options.gate_data)
+    if options.gate_data is not None:
+        existing_folder(options.gate_data, "--gate-data")
     if backend == "tensorrt":
         probe_platform()  # what is missing is said now, not after the calibration
     name = f"{checkpoint.network}-{options.precision}-{backend}"
