@@ -140,7 +140,8 @@ def runner(model: onnx.ModelProto) -> Infer:
 def judge(reference: Infer, candidate: Infer, images: Phantoms, labels: Sequence[str]) -> dict[str, Any]:
     """The gate's figures of `candidate`."""
     truth = np.array([labels_of(seed) for seed in images.seeds])
-    figures: dict[str, Any] = assess(reference, candidate, images, labels, truth, 1.0)["figures"]
+    unused = dict.fromkeys(labels, 0.5)
+    figures: dict[str, Any] = assess(reference, candidate, images, labels, unused, truth, 1.0)["figures"]
     return figures
 
 
