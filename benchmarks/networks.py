@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.experiments import EXPERIMENTS, Arm
+from calibration.limits import NAMES
 from edge.backends import open_backend
 from edge.backends.onnxruntime import open_session
 from edge.bundle import PORTABLE_MODEL, Bundle, load_bundle
@@ -62,7 +63,8 @@ def build(arm: Arm, checkpoint: Path, phantoms: Path, size: int, output: Path) -
         command += ["--checkpoint", checkpoint, "--input-size", str(size), "--output", directory]
         command += ["--calibration-data", phantoms / "calibration", "--gate-data", phantoms / "test"]
         # Trained for minutes at another size: how much INT8 loses is shown in the table, and is no reason to stop.
-        subprocess.run([*map(str, command), "--max-auc-drop", "1"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        command += [f"--{name.replace('_', '-')}=1" for name in NAMES]
+        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     images = sorted((phantoms / "test").glob("*.png"))
     command = [sys.executable, "-m", "edge", "classify", *images, "--bundle", directory, "--json"]
     done = subprocess.run(list(map(str, command)), check=True, cwd=ROOT, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import platform
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import calibration_images, check_enough, gate_images
+from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, gate_images
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
+from build_engine.mixed_precision import Trial, first_plan, mixed_model, next_plan
 from build_engine.precision import to_float16
 from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
-from build_engine.verify import say, verify
+from build_engine.verify import Verified, say, verify
 from build_engine.weights import choose_weights
 from calibration.dataset import CalibrationSet
 from calibration.judge import portable_runner
-from calibration.quantize import quantize
+from calibration.limits import Limits
+from calibration.quantize import Calibrated, calibrate
 from calibration.repair_summary import summarise
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
@@ -48,6 +51,10 @@ GOLDEN_LIMIT = {
     "int8": {"max": 0.3, "mean": 0.03},
 }
 """How far probabilities may lie from float32 on the golden images for a build to be accepted at all, by precision."""
+NO_CALIBRATION = {
+    **{"method": None, "count": 0, "digest": None, "images": None, "selection": None},
+    **{"equalization": None, "bias_correction": None},
+}
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,11 @@ class BuildOptions:
     calibration_seed: int
     equalization: bool
     bias_correction: bool
+    mixed_precision: str
     backend: str
     lowering: str
     gate_data: Path | None
-    max_auc_drop: float
+    limits: Limits
     gate: bool
     workspace_mb: int | None
     timing_cache: Path | None
@@ -119,6 +127,9 @@ def build_bundle(options: BuildOptions) -> Path:
         )
         if options.precision == "int8":
             check_enough(dataset, options.calibration_images)
+            others = {"--gate-data": options.gate_data if options.gate else None}
+            others["--threshold-data"] = options.threshold_data
+            check_apart(dataset, options.calibration_data, others, checkpoint.labels)
         golden = np.concatenate(list(itertools.islice(dataset, GOLDEN_IMAGES)))
 
         say("exporting to ONNX")
@@ -131,8 +142,13 @@ def build_bundle(options: BuildOptions) -> Path:
             export_onnx(checkpoint, model, options.batch, preprocess.input_size)  # thresholds are in its metadata, too
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: {parity}")
-        calibration = _write_precision(options, directory, dataset, origin)
         _write_golden(directory, golden)
+        judges = None
+        if options.gate and not weights.random:
+            phantoms = weights.on_phantoms
+            judges = gate_images(
+                options.gate_data, on_phantoms=phantoms, size=preprocess.input_size, scratch=Path(scratch)
+            )
 
         known: dict[str, Any] = {
             "name": name,
@@ -143,27 +159,31 @@ def build_bundle(options: BuildOptions) -> Path:
             "preprocess": preprocess.to_manifest(),
             "precision": options.precision,
             "backend": backend,
-            "calibration": calibration,
             "golden": _golden(GOLDEN_LIMIT[options.precision]),
             "gate": {"verdict": NOT_ASSESSED, "reason": "the build is not finished"},
         }
-
-        def describe(lowered: Lowered) -> dict[str, Any]:
-            return {**known, "lowering": lowered.entry, "platform": _describe_platform(backend, lowered.engine)}
-
-        engines = Engines(backend, options.precision, options.batch, options.workspace_mb, options.timing_cache)
-        facts = describe(apply_lowering(options.lowering, directory, engines, describe, Path(scratch)))
-        write_manifest(directory, facts)
-        judges = None
-        if options.gate and not weights.random:
-            phantoms = weights.on_phantoms
-            judges = gate_images(
-                options.gate_data, on_phantoms=phantoms, size=preprocess.input_size, scratch=Path(scratch)
+        attempt = functools.partial(_attempt, options, directory, backend, judges)
+        if options.precision == "int8":
+            calibrated = _calibrate(options, directory, dataset, origin)
+            trial = Trial(
+                calibrated,
+                golden=np.split(golden, len(golden)),
+                golden_limit=GOLDEN_LIMIT["int8"],
+                gate=judges and judges.directory,
+                preprocess=preprocess,
+                labels=checkpoint.labels,
+                thresholds=checkpoint.thresholds,
+                limits=options.limits,
             )
-        verified = verify(load_bundle(directory), judges, options.max_auc_drop)
-        facts["gate"] = verified.gate
-        facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
-        write_manifest(directory, facts)
+            plan = first_plan(trial, options.mixed_precision)
+            verified = attempt({**known, **_write_int8(directory, trial, plan, dataset, origin)})
+            if verified.gate["verdict"] == FAIL and options.mixed_precision != "off" and not plan["left"]:
+                failure = f"the gate failed ({verified.gate['reason']})"
+                if (next_one := next_plan(trial, plan, failure)) is not None:
+                    verified = attempt({**known, **_write_int8(directory, trial, next_one, dataset, origin)})
+        else:
+            _write_float(options.precision, directory)
+            verified = attempt({**known, "calibration": NO_CALIBRATION, "mixed_precision": None})
         if verified.gate["verdict"] == FAIL:
             publish(directory, failed)
             raise BundleError(
@@ -196,35 +216,67 @@ def _golden(tolerance: Mapping[str, float]) -> dict[str, float]:
     return {f"{kind}_probability_difference": value for kind, value in tolerance.items()}
 
 
-def _write_precision(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> dict[str, Any]:
-    """Write the model of the wanted precision beside the portable one; returns the manifest's calibration entry."""
-    none = {
-        **{"method": None, "count": 0, "digest": None, "images": None, "selection": None},
-        **{"equalization": None, "bias_correction": None},
-    }
-    if options.precision == "fp32":
-        return none
-    model = onnx.load(directory / PORTABLE_MODEL)
-    if options.precision == "fp16":
-        save_model(to_float16(model), directory / model_file("fp16"))
-        return none
+def _attempt(
+    options: BuildOptions, directory: Path, backend: str, judges: ImageFolder | None, known: Mapping[str, Any]
+) -> Verified:
+    """Make a bundle of the models in `directory`: lower, build the engine, verify, write the manifest.
+
+    `known` are the manifest's other entries. What an attempt before this one left is removed first.
+    """
+    models = {PORTABLE_MODEL, model_file(options.precision), CALIBRATION, GOLDEN}
+    for file in directory.iterdir():
+        if file.name not in models:
+            file.unlink()
+
+    def describe(lowered: Lowered) -> dict[str, Any]:
+        return {**known, "lowering": lowered.entry, "platform": _describe_platform(backend, lowered.engine)}
+
+    engines = Engines(backend, options.precision, options.batch, options.workspace_mb, options.timing_cache)
+    with tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
+        facts = describe(apply_lowering(options.lowering, directory, engines, describe, Path(scratch)))
+    write_manifest(directory, facts)
+    verified = verify(load_bundle(directory), judges, options.limits)
+    facts["gate"] = verified.gate
+    facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
+    write_manifest(directory, facts)
+    return verified
+
+
+def _write_float(precision: str, directory: Path) -> None:
+    """Write the float model of `precision` beside the portable one, which is float32's."""
+    if precision == "fp16":
+        save_model(to_float16(onnx.load(directory / PORTABLE_MODEL)), directory / model_file("fp16"))
+
+
+def _calibrate(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> Calibrated:
+    """Calibrate the portable model."""
     say(f"calibrating on {len(dataset)} images ({origin}) by {options.calibration_method}")
     with ProgressLine("calibration") as progress:
-        quantized, calibration = quantize(
-            model,
+        calibrated = calibrate(
+            onnx.load(directory / PORTABLE_MODEL),
             dataset,
             options.calibration_method,
             progress,
             equalization=options.equalization,
             bias_correction=options.bias_correction,
         )
-    save_model(quantized, directory / model_file("int8"))
-    chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
-    (directory / CALIBRATION).write_text(json.dumps({**calibration, **chosen}, indent=1) + "\n")
-    repairs = summarise(calibration)
-    for repair, what in repairs.items():
+    for repair, what in summarise(calibrated.quantized()[1]).items():
         say(f"{repair.replace('_', ' ')}: {'switched off' if what is None else what['summary']}")
-    return {**{key: calibration[key] for key in ("method", "count", "digest")}, **chosen, **repairs}
+    return calibrated
+
+
+def _write_int8(
+    directory: Path, trial: Trial, plan: Mapping[str, Any], dataset: CalibrationSet, origin: str
+) -> dict[str, Any]:
+    """Write the int8 model by `plan` and ``calibration.json``; returns the manifest's entries on both."""
+    save_model(mixed_model(trial.calibrated, plan["left"]), directory / model_file("int8"))
+    _, record = trial.calibrated.quantized(plan["left"])
+    chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
+    (directory / CALIBRATION).write_text(
+        json.dumps({**record, **chosen, "pixels": sorted(dataset.pixels)}, indent=1) + "\n"
+    )
+    facts = {**{key: record[key] for key in ("method", "count", "digest")}, **chosen, **summarise(record)}
+    return {"calibration": facts, "mixed_precision": dict(plan)}
 
 
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from build_engine.images import gate_images
 from build_engine.verify import say
+from calibration.limits import Limits
 from calibration.regate import regate
 from edge.bundle import read_manifest
 from edge.errors import UsageError
@@ -15,7 +16,7 @@ from mdconv.checkpoint import load_checkpoint
 from mdconv.weights import DEMO_CHECKPOINT
 
 
-def regate_bundle(directory: Path, gate_data: Path | None, max_auc_drop: float, backend: str) -> str:
+def regate_bundle(directory: Path, gate_data: Path | None, limits: Limits, backend: str) -> str:
     """Repeat the gate of the bundle in `directory` and write the verdict into its manifest; returns the verdict.
 
     Without `gate_data` the demo checkpoint's bundle is judged by phantoms, as at its build; for any other `UsageError`
@@ -28,5 +29,5 @@ def regate_bundle(directory: Path, gate_data: Path | None, max_auc_drop: float, 
         images = gate_images(gate_data, on_phantoms=on_phantoms, size=size, scratch=Path(scratch))
         if images is None:
             raise UsageError("no --gate-data: name a folder of radiographs, with labels.csv, to judge the bundle by")
-        gate = regate(directory, images.directory, images.origin, max_auc_drop, backend, say)
+        gate = regate(directory, images.directory, images.origin, limits, backend, say)
     return str(gate["verdict"])

@@ -6,14 +6,17 @@ were trained on nothing, may go without: phantoms are then rendered here, from s
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from calibration.choice import choose_by_finding
 from calibration.dataset import CalibrationSet, from_files, from_folder, from_table
+from calibration.judge import images_of, load_images
 from edge.errors import UsageError
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess
+from edge.progress import ProgressLine
 from mdconv.data.phantom import labels_of
 from mdconv.data.phantom.folder import phantom_name, write_folder, write_phantoms
 
@@ -72,6 +75,29 @@ def check_enough(images: CalibrationSet, asked: int | None) -> None:
             f"{len(images)} images to calibrate on, INT8 needs at least {least}: add some to --calibration-data, or "
             f"say --calibration-images {len(images)} if so few are meant"
         )
+
+
+def check_apart(
+    calibration: CalibrationSet, given: Path | None, others: Mapping[str, Path | None], labels: Sequence[str]
+) -> None:
+    """Raises `UsageError` where a folder in `others`, by option, holds an image that the model is calibrated on.
+
+    `given` is what ``--calibration-data`` named. Every image is decoded: this is said before the work, not after it.
+    """
+    calibrated_on = {digest: f"calibration image {path}" for digest, path in calibration.pixels.items()}
+    for option, directory in others.items():
+        if directory is None:
+            continue
+        _existing(directory, option)
+        if given is not None and directory.samefile(given if given.is_dir() else given.parent):
+            raise UsageError(
+                f"--calibration-data and {option} are one folder: a model looks too good on the images that its ranges "
+                "fit; split them into two folders, no patient in both"
+            )
+        paths = images_of(directory, labels, calibration.preprocess).paths
+        with ProgressLine("checking") as progress:
+            for _ in load_images(paths, calibration.preprocess, progress, option, calibrated_on):
+                pass
 
 
 def gate_images(given: Path | None, *, on_phantoms: bool, size: int, scratch: Path) -> ImageFolder | None:

@@ -87,7 +87,9 @@ def mdconv_function(activation: str) -> onnx.FunctionProto:
     nodes = [convolution]
     if activation in _BOUNDS:
         for name, value in zip(("low", "high"), _BOUNDS[activation]):
-            nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.float32(value))))
+            bound = numpy_helper.from_array(np.float32(value))
+            nodes.append(helper.make_node("Constant", [], [f"{name}.float32"], value=bound))
+            nodes.append(helper.make_node("CastLike", [f"{name}.float32", "X"], [name]))  # float32 or float16
         nodes.append(helper.make_node("Clip", [result, "low", "high"], ["Y"], name="activation"))
     elif activation != "none":
         nodes.append(_plain_activation(activation, result, "Y", "activation"))
@@ -104,7 +106,7 @@ def activation_node(
     if kind not in _BOUNDS:
         return _plain_activation(kind, source, target, name)
     bounds = [
-        add_constant(graph, f"{kind}.{end}", np.array(value, dtype))
+        add_constant(graph, f"{kind}.{end}.{np.dtype(dtype)}", np.array(value, dtype))
         for end, value in zip(("low", "high"), _BOUNDS[kind])
     ]
     return helper.make_node("Clip", [source, *bounds], [target], name=name)

@@ -15,6 +15,7 @@ try:
     from build_engine.build import BuildOptions, build_bundle
     from build_engine.gate_again import regate_bundle
     from build_engine.images import CALIBRATION_IMAGES, MINIMUM
+    from build_engine.mixed_precision import CHOICES
     from build_engine.thresholds import parse_rule
     from mdconv.networks import NETWORKS
 except ImportError as missing:
@@ -24,8 +25,8 @@ except ImportError as missing:
         "repeated without it: python -m calibration.regate"
     )
 
+from calibration.limits import NAMES, add_limit_options, limits_of
 from calibration.observers import METHODS
-from calibration.regate import MAX_AUC_DROP, fraction
 from edge.bundle import BACKENDS
 from edge.errors import BundleError, EdgeError, describe_os_error
 from edge.gate import FAIL
@@ -106,6 +107,13 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         help="leave the mean error of each quantized layer where it is",
     )
     parser.add_argument(
+        "--mixed-precision",
+        choices=CHOICES,
+        default="auto",
+        help="auto: where an INT8 build fails its self-test or its gate, leave the fewest layers in float16 with which "
+        "it passes; measure: say also of a build that passes what INT8 in each layer costs; off (default: auto)",
+    )
+    parser.add_argument(
         "--backend",
         choices=("auto", *BACKENDS),
         default="auto",
@@ -121,13 +129,7 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     parser.add_argument(
         "--gate-data", type=Path, metavar="DIR", help="images to judge the build by, with labels.csv if there is one"
     )
-    parser.add_argument(
-        "--max-auc-drop",
-        type=fraction,
-        default=MAX_AUC_DROP,
-        metavar="X",
-        help="mean AUC that the build may lose against float32 (default: 0.01)",
-    )
+    add_limit_options(parser)
     parser.add_argument(
         "--no-gate", dest="gate", action="store_false", help="skip the accuracy gate; the manifest says so"
     )
@@ -162,11 +164,12 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
     )
     options = parser.parse_args(arguments)
     if options.regate is not None:
-        others = vars(options).keys() - {"regate", "gate_data", "max_auc_drop", "backend"}
+        others = vars(options).keys() - {"regate", "gate_data", "backend", *NAMES}
         if given := sorted(name for name in others if getattr(options, name) != parser.get_default(name)):
             parser.error(f"--regate builds nothing, so it takes no option about {', '.join(given)}: leave that out")
     options.precision = options.precision or "int8"
-    return BuildOptions(**vars(options))
+    rest = {name: value for name, value in vars(options).items() if name not in NAMES}
+    return BuildOptions(**rest, limits=limits_of(options))
 
 
 def _rule(text: str) -> str:
@@ -192,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         if options.regate is not None:
-            verdict = regate_bundle(options.regate, options.gate_data, options.max_auc_drop, options.backend)
+            verdict = regate_bundle(options.regate, options.gate_data, options.limits, options.backend)
             print(options.regate)
             return BundleError.exit_status if verdict == FAIL else 0
         print(build_bundle(options))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from calibration.graph import CONVOLUTIONS, replace_nodes
+from calibration.graph import CONVOLUTIONS, consumers, drop_unused_constants, initializers, replace_nodes
 from edge.errors import UsageError
 
 _LARGEST = float(np.finfo(np.float16).max)
+_ACTIVATIONS = ("Clip", "Relu", "HardSwish")
 _NAMES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
 
@@ -24,20 +27,32 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise UsageError("the model is quantized, expected float32: convert to float16 the model as it was exported")
+    return _halved(model, {node.name for node in _between_convolutions(model.graph)})
+
+
+def leave_in_float16(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelProto:
+    """A copy of an int8 model whose nodes `layers`, which it leaves unquantized, compute in float16.
+
+    So does the activation behind one, where nothing else reads what lies between. All else keeps its type.
+
+    Raises `UsageError` for a constant beyond float16's range (65504).
+    """
+    read_by, outputs = consumers(model.graph), {output.name for output in model.graph.output}
+    half = set(layers)
+    for node in model.graph.node:
+        readers = read_by.get(node.output[0], [])
+        if node.name in layers and len(readers) == 1 and node.output[0] not in outputs:
+            half.update(reader.name for reader in readers if reader.op_type in _ACTIVATIONS)
+    return _halved(shape_inference.infer_shapes(model, strict_mode=True), half)
+
+
+def _halved(model: onnx.ModelProto, half: set[str]) -> onnx.ModelProto:
+    """A copy of `model`, which declares the type of every tensor, with nodes `half` in float16."""
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
     graph = converted.graph
-    half = _between_convolutions(graph)
-    read_in_half = {name for node in half for name in node.input}
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and tensor.name in read_in_half:
-            tensor.CopyFrom(_as_float16(tensor))
-    replace_nodes(graph, _Caster(graph, {node.name for node in half}).nodes())
-    for function in converted.functions:
-        for node in function.node:
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-                    attribute.t.CopyFrom(_as_float16(attribute.t))
+    replace_nodes(graph, _Caster(graph, half).nodes())
+    drop_unused_constants(graph)
     del graph.value_info[:]
     return shape_inference.infer_shapes(converted, strict_mode=True)
 
@@ -66,6 +81,7 @@ class _Caster:
         self.graph = graph
         self.half = half
         self.cast: list[onnx.NodeProto] = []
+        self.constants = initializers(graph)
         self.versions: dict[str, dict[int, str]] = {
             tensor.name: {tensor.data_type: tensor.name} for tensor in graph.initializer if tensor.data_type in _NAMES
         }
@@ -99,15 +115,19 @@ class _Caster:
 
     def _add_cast(self, name: str, kind: int, target: str) -> None:
         (source,) = self.versions[name].values()
+        if name in self.constants and kind == TensorProto.FLOAT16:
+            self.graph.initializer.append(_as_float16(self.constants[name], target))
+            self.versions[name][kind] = target
+            return
         self.cast.append(helper.make_node("Cast", [source], [target], name=f"{name}.to_{_NAMES[kind]}", to=kind))
         self.versions[name][kind] = target
 
 
-def _as_float16(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def _as_float16(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(tensor)
     if np.abs(values).max(initial=0) > _LARGEST:
         raise UsageError(
             f"{tensor.name} reaches {np.abs(values).max():.3g}, float16 ends at {_LARGEST:.0f}: "
             "build with --fp32 or --int8"
         )
-    return numpy_helper.from_array(values.astype(np.float16), tensor.name)
+    return numpy_helper.from_array(values.astype(np.float16), name)

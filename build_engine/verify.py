@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from build_engine.images import ImageFolder
 from build_engine.weights import RANDOM_NOTICE
 from calibration.judge import judge
+from calibration.limits import Limits
 from edge.backends import Backend, open_backend
 from edge.bench import run_bench
 from edge.bundle import Bundle
@@ -28,7 +29,7 @@ class Verified(NamedTuple):
     """How far probabilities are from float32 on the golden images, by kind (see `edge.selftest.KINDS`)."""
 
 
-def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> Verified:
+def verify(bundle: Bundle, images: ImageFolder | None, limits: Limits) -> Verified:
     """Run `bundle`: its self-test, the gate on `images`, and a short benchmark, whose report is put into the bundle.
 
     A gate that failed is for the caller to act on; there is no benchmark then.
@@ -40,7 +41,7 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> V
     with open_backend(bundle, choice) as backend:
         tested = self_test(bundle, backend)
         say(f"{choice}: {describe(tested)}")
-        gate = _gate(bundle, images, max_auc_drop, backend)
+        gate = _gate(bundle, images, limits, backend)
     say(f"gate: {gate['verdict']}: {gate['reason']}")
     if gate["verdict"] != FAIL:
         judged = replace(bundle, manifest={**bundle.manifest, "gate": gate})
@@ -51,12 +52,12 @@ def verify(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float) -> V
     return Verified(gate, tested["difference"])
 
 
-def _gate(bundle: Bundle, images: ImageFolder | None, max_auc_drop: float, backend: Backend) -> dict[str, Any]:
+def _gate(bundle: Bundle, images: ImageFolder | None, limits: Limits, backend: Backend) -> dict[str, Any]:
     if images is None:
         missing = "no images to judge it by (--gate-data), or switched off (--no-gate)"
         untrained = "the weights are random: there is nothing to judge"
         return {"verdict": NOT_ASSESSED, "reason": untrained if bundle.notice == RANDOM_NOTICE else missing}
-    return judge(bundle, backend, images.directory, images.origin, max_auc_drop, say)
+    return judge(bundle, backend, images.directory, images.origin, limits, say)
 
 
 def say(text: str) -> None:

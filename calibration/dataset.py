@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,9 @@ class CalibrationSet:
         """Each image as (1, 1, S, S) uint8.
 
         Raises `UsageError` naming the first file that is no usable image, or the first two that are one picture: the
-        same in DICOM and PNG, say. Of each image 32 bytes are kept for that.
+        same in DICOM and PNG, say. Of each image a digest is kept for that.
         """
-        seen: dict[bytes, Path] = {}
+        seen: dict[str, Path] = {}
         for path in self.paths:
             try:
                 image = load_image(path, self.preprocess)
@@ -49,10 +50,20 @@ class CalibrationSet:
                 raise UsageError(
                     f"calibration image {path}: {error}: mend the file or take it out of the set"
                 ) from None
-            first = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), path)
+            first = seen.setdefault(pixel_digest(image), path)
             if first != path:
                 raise UsageError(f"calibration images {first} and {path} are the same picture: take one out of the set")
             yield image[None, None]
+
+    @cached_property
+    def pixels(self) -> dict[str, Path]:
+        """File of each image, by its `pixel_digest`. Reads all of them, once; raises as iterating does."""
+        return {pixel_digest(image): path for path, image in zip(self.paths, self)}
+
+
+def pixel_digest(image: NDArray[np.uint8]) -> str:
+    """SHA-256 of the pixels that a network gets, (..., S, S) uint8: the same for one picture in DICOM and PNG."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def from_files(paths: Sequence[Path], preprocess: Preprocess, choice: Choice | None = None) -> CalibrationSet:

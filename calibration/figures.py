@@ -16,10 +16,17 @@ CALIBRATION_BINS = 15
 MODELS = ("reference", "candidate")
 
 
-def agreement(expected: NDArray[np.float64], found: NDArray[np.float64]) -> dict[str, float]:
-    """Mean and largest difference of two arrays of probabilities."""
+def agreement(
+    expected: NDArray[np.float64], found: NDArray[np.float64], thresholds: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Mean and largest difference of (N, L) probabilities; share of decisions that differ, at (L,) thresholds."""
     difference = np.abs(found - expected)
-    return {"mean_difference": float(difference.mean()), "max_difference": float(difference.max())}
+    changed = (expected >= thresholds) != (found >= thresholds)
+    return {
+        "mean_difference": float(difference.mean()),
+        "max_difference": float(difference.max()),
+        "changed_decisions": float(changed.mean()),
+    }
 
 
 def figures_on_labels(
@@ -34,8 +41,9 @@ def figures_on_labels(
 
     Returns:
         ``findings``: by name, ``positives``, ``threshold`` and, for both models, ``auc`` (with ``drop`` and its
-        ``interval``), ``sensitivity``, ``specificity``, ``calibration_error``. ``mean_auc`` (absent if no finding has
-        an area) and ``mean_calibration_error`` likewise. What is not defined is None. ``method``: how it was done.
+        ``interval``), ``sensitivity``, ``specificity``, ``calibration_error``. ``mean_auc``, ``mean_sensitivity``,
+        ``mean_specificity`` (each with its ``drop``, over the ``findings`` that have one; absent if none has) and
+        ``mean_calibration_error`` likewise. What is not defined is None. ``method``: how it was done.
     """
     drops = area_drops(truth, reference.astype(np.float64), candidate.astype(np.float64), patients)
     chances = [probabilities(logits) for logits in (reference, candidate)]
@@ -55,6 +63,10 @@ def figures_on_labels(
     if known.any():
         mean = _areas(drops.areas[:, known].mean(axis=1), drops.mean)
         figures["mean_auc"] = {**mean, "findings": int(known.sum())}
+    for rate in ("sensitivity", "specificity"):
+        if defined := [each[rate] for each in findings.values() if each[rate]["reference"] is not None]:
+            before, after = (float(np.mean([both[model] for both in defined])) for model in MODELS)
+            figures[f"mean_{rate}"] = {**_both([before, after]), "drop": before - after, "findings": len(defined)}
     figures["mean_calibration_error"] = _both(
         [float(np.mean([each["calibration_error"][model] for each in findings.values()])) for model in MODELS]
     )

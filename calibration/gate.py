@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from calibration.figures import agreement, figures_on_labels
 from calibration.finding_table import read_rows
+from calibration.limits import DEFAULTS, Limits
 from edge.errors import UsageError
-from edge.gate import FAIL, NOT_ASSESSED, PASS
+from edge.gate import CRITERIA, FAIL, NOT_ASSESSED, PASS
 from edge.labels import CHESTXRAY14
 from edge.results import probabilities
 
@@ -78,7 +79,7 @@ def assess(
     names: Sequence[str],
     thresholds: Mapping[str, float],
     truth: NDArray[np.bool_] | None,
-    max_auc_drop: float,
+    limits: Limits = DEFAULTS,
     patients: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run both models over `images` and judge the candidate.
@@ -89,12 +90,12 @@ def assess(
         names: the L findings, in the order of the logits.
         thresholds: probability from which each finding counts as positive, in both models.
         truth: (N, L), or None if nothing is known: then only the agreement of the two is measured.
-        max_auc_drop: how much lower the candidate's mean area under the ROC curve may be.
+        limits: how far the candidate may be from float32.
         patients: whose each image is; each image's own if None.
 
     Returns:
-        ``{"verdict": "pass" | "fail" | "not assessed", "reason", "images", "max_auc_drop", "figures"}``. Figures hold
-        the mean and the largest difference of probabilities and, with truth, `figures_on_labels`.
+        ``{"verdict": "pass" | "fail" | "not assessed", "reason", "images", "limits", "failed", "figures"}``. ``failed``
+        names the limits that the candidate went beyond. Figures hold `agreement` and, with truth, `figures_on_labels`.
 
     Raises:
         UsageError: no image, or truth of another shape.
@@ -103,33 +104,72 @@ def assess(
     if not pairs:
         raise UsageError("no image to judge the model by: name a folder of radiographs")
     before, after = (np.concatenate(batches) for batches in zip(*pairs))
+    return assess_logits(before, after, names, thresholds, truth, limits, patients)
+
+
+def assess_logits(
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    names: Sequence[str],
+    thresholds: Mapping[str, float],
+    truth: NDArray[np.bool_] | None,
+    limits: Limits = DEFAULTS,
+    patients: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """As `assess`, of the logits (N, L) of the float32 model and of the one under test."""
     if truth is not None and truth.shape != before.shape:
         raise UsageError(f"labels are {truth.shape}, expected {before.shape}: one row an image, one column a finding")
-    figures: dict[str, Any] = {"mean_difference": None, "max_difference": None}
-    result = {"images": len(before), "max_auc_drop": max_auc_drop, "figures": figures}
+    result = {"images": len(before), "limits": limits.to_json()}
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
-        return {"verdict": FAIL, "reason": "a model's output is not a finite number", **result}
-    figures.update(agreement(probabilities(before), probabilities(after)))
-    if truth is None:
-        reason = (
-            f"agreement only, since there are no labels: probabilities differ from float32's by "
-            f"{figures['mean_difference']:.2g} on average, {figures['max_difference']:.2g} at most"
-        )
-        return {"verdict": NOT_ASSESSED, "reason": reason, **result}
-    figures.update(figures_on_labels(before, after, names, truth, thresholds, patients))
-    return {**_verdict(figures, max_auc_drop), **result}
+        figures: dict[str, Any] = dict.fromkeys(("mean_difference", "max_difference", "changed_decisions"))
+        return {
+            **{"verdict": FAIL, "reason": "a model's output is not a finite number"},
+            **{**result, "failed": [], "figures": figures},
+        }
+    points = np.array([thresholds[name] for name in names])
+    figures = agreement(probabilities(before), probabilities(after), points)
+    if truth is not None:
+        figures |= figures_on_labels(before, after, names, truth, thresholds, patients)
+    failed = limits.exceeded(judged(figures))
+    return {**_verdict(figures, truth is not None, limits, failed), **result, "failed": failed, "figures": figures}
 
 
-def _verdict(figures: Mapping[str, Any], max_auc_drop: float) -> dict[str, str]:
+def judged(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """What of `figures` has a limit, by its name; None where it is not known."""
+    area, sensitivity = figures.get("mean_auc"), figures.get("mean_sensitivity")
+    values = {
+        "max_auc_drop": area["drop"] if area else None,
+        "max_mean_difference": figures["mean_difference"],
+        "max_changed_decisions": figures["changed_decisions"],
+        "max_sensitivity_drop": sensitivity["drop"] if sensitivity else None,
+    }
+    return {name: values[name] for name in CRITERIA}
+
+
+def _verdict(figures: Mapping[str, Any], labelled: bool, limits: Limits, failed: Sequence[str]) -> dict[str, str]:
+    """Verdict and reason. An area makes the difference between a pass and agreement only, which can but fail."""
+    allowed, found = limits.to_json(), judged(figures)
     mean = figures.get("mean_auc")
-    if mean is None:
-        reason = "agreement only: no finding is both present and absent among the labelled images"
-        return {"verdict": NOT_ASSESSED, "reason": reason}
+    said = {name: f"{CRITERIA[name]} {value:.4f}" for name, value in found.items() if value is not None}
+    if mean is not None:
+        said["max_auc_drop"] = (
+            f"mean AUC {mean['reference']:.4f} to {mean['candidate']:.4f} over {mean['findings']} findings: a drop of "
+            f"{mean['drop']:.4f} ({_interval(mean['interval'])})"
+        )
+    said = {name: f"{text}, {allowed[name]:g} allowed" for name, text in said.items()}
+    missing = "no finding is both present and absent among the labelled images" if labelled else "there are no labels"
+    if failed:
+        reason = "; ".join(said[name] for name in failed)
+        return {"verdict": FAIL, "reason": reason if mean else f"agreement only, since {missing}: {reason}"}
+    if mean is not None:
+        return {"verdict": PASS, "reason": "; ".join(said.values())}
+    if labelled:
+        return {"verdict": NOT_ASSESSED, "reason": f"agreement only: {missing}"}
     reason = (
-        f"mean AUC {mean['reference']:.4f} to {mean['candidate']:.4f} over {mean['findings']} findings: a drop of "
-        f"{mean['drop']:.4f} ({_interval(mean['interval'])}), {max_auc_drop} allowed"
+        f"agreement only, since {missing}: probabilities differ from float32's by {figures['mean_difference']:.2g} on "
+        f"average, {figures['max_difference']:.2g} at most"
     )
-    return {"verdict": PASS if mean["drop"] <= max_auc_drop else FAIL, "reason": reason}
+    return {"verdict": NOT_ASSESSED, "reason": reason}
 
 
 def _interval(interval: Sequence[float] | None) -> str:

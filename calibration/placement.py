@@ -1,25 +1,18 @@
 """Where an int8 graph rounds: the places at which TensorRT fuses a QuantizeLinear/DequantizeLinear pair.
 
-- Each convolution and each `MDConv` reads X through a pair, per tensor, and W as an int8 constant, one scale an output
-  channel. Between a convolution and its activation there is nothing, so that both become one kernel.
-- A residual Add has a pair on the skip input alone; the other comes straight from a convolution, into which TensorRT
-  fuses the addition.
-- Squeeze and excite: the average and the product read their channels through one pair. So the convolution before them
-  writes int8 and nothing else, without which the plugin could not have it. The convolutions of vectors between the two
-  stay float32, as does a hidden layer of the head: they cost next to nothing, and a gate's rounding would scale a whole
-  channel wrongly.
-- A concatenation of which nothing but a shuffle, a split or a largest value is taken on the way to convolutions (and to
-  the next such concatenation) has a pair, and all these have one scale: so int8 is moved instead of float32, and what
-  passes through several of them is rounded once, since rounding to the same scale again changes nothing.
-- Other concatenations and the pools have none. What follows them is quantized for the convolution that reads it. In a
-  densely connected block one scale for all that was ever put together would drown what batch norm then magnifies.
-- Normalisation, and the last convolution, stay float32: it maps features to the findings, costs 0.3 % of the work, and
-  its rounding would reach the logits directly.
+`place` is a list of rules, each a function below with its reason. What no rule names has no pair:
+
+- Between a convolution and its activation, and between convolution and addition, there is nothing: so they become one
+  kernel, which rounds once, at its end. An `MDConv` is one convolution, whatever its kernel sizes and its activation.
+- Biases stay float32: TensorRT takes no int32 bias behind a DequantizeLinear, and one a channel costs nothing.
+- Normalisation stays float32: the first convolution reads it through a pair.
+- Pools have none: what follows one is quantized for the convolution that reads it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -43,6 +36,14 @@ class Placement:
     tied: tuple[tuple[str, ...], ...] = ()
     """Tensors of one scale."""
 
+    def without(self, nodes: Collection[str]) -> Placement:
+        """The same, `nodes` left as they are: nothing is rounded for them, though they read `whole` tensors rounded."""
+        return replace(
+            self,
+            weighted=tuple(name for name in self.weighted if name not in nodes),
+            skips=tuple((name, position) for name, position in self.skips if name not in nodes),
+        )
+
     def to_json(self, graph: onnx.GraphProto) -> dict[str, Any]:
         """What ``calibration.json`` says of it, each place with the tensor that is rounded there."""
         inputs = {node.name: node.input for node in graph.node}
@@ -55,24 +56,17 @@ class Placement:
 
 
 def place(graph: onnx.GraphProto) -> Placement:
-    """Decide where pairs go (see the module's text)."""
+    """Decide where pairs go, in a float32 graph with batch norm folded: the rules, one after the other."""
     vectors = _vectors(graph)
-    convolutions = [node.name for node in graph.node if node.op_type in CONVOLUTIONS and node.input[0] not in vectors]
-    last = next(node.name for node in reversed(graph.node) if node.op_type in CONVOLUTIONS)
-    weighted = tuple(name for name in convolutions if name != last)
-    gated = [
-        (node, position)
-        for node in graph.node
-        for position in (0, 1)
-        if node.op_type == "Mul" and node.input[1 - position] in vectors and node.input[position] not in vectors
-    ]
-    excited = [node.input[position] for node, position in gated]
-    tied = _tied_concatenations(graph, set(weighted))
-    joined = [node.output[0] for node in graph.node if node.op_type == "Concat"]
+    convolutions = _convolutions_of_maps(graph, vectors)
+    weighted = tuple(name for name in convolutions if name != _last_convolution(graph))
+    residual = _residual_skips(graph, weighted, vectors)
+    gated = _gated_channels(graph, vectors)
+    tied = _moved_concatenations(graph, weighted)
     return Placement(
         weighted=weighted,
-        skips=tuple(_residual_skips(graph) + [(node.name, position) for node, position in gated]),
-        whole=tuple(dict.fromkeys([*excited, *(name for name in joined if any(name in group for group in tied))])),
+        skips=(*residual, *gated),
+        whole=_read_by_pairs_alone(graph, gated, tied),
         tied=tied,
     )
 
@@ -85,32 +79,74 @@ def activations(graph: onnx.GraphProto, placement: Placement) -> list[str]:
     return [name for name in producers(graph) if name in wanted]
 
 
-def _residual_skips(graph: onnx.GraphProto) -> list[tuple[str, int]]:
+def _convolutions_of_maps(graph: onnx.GraphProto, vectors: set[str]) -> list[str]:
+    """A convolution or `MDConv` reads X through a pair, one scale a tensor, and W as an int8 constant, one a channel.
+
+    That is the form that TensorRT has int8 kernels for. A scale for each of X's channels could not be taken out of the
+    sum over them; W's are of output channels. A convolution of `vectors` stays float32: in a gate or in a hidden layer
+    of the head it costs next to nothing, and a gate's rounding would scale a whole channel wrongly.
+    """
+    return [node.name for node in graph.node if node.op_type in CONVOLUTIONS and node.input[0] not in vectors]
+
+
+def _last_convolution(graph: onnx.GraphProto) -> str:
+    """The last convolution stays float32.
+
+    It maps features to the findings, costs 0.3 % of the work, and its rounding would reach the logits directly.
+    """
+    names: list[str] = [node.name for node in graph.node if node.op_type in CONVOLUTIONS]
+    return names[-1]
+
+
+def _residual_skips(graph: onnx.GraphProto, weighted: Collection[str], vectors: set[str]) -> list[tuple[str, int]]:
+    """A residual addition reads the skip through a pair, and the other input as it is.
+
+    TensorRT computes the addition inside the kernel of the convolution that the other comes from, before it rounds; a
+    pair there would part the two, and round twice. The kernel then reads the skip as int8. That takes a quantized
+    convolution which nothing but the addition reads: without one the addition stays float32. Where both inputs are such
+    convolutions', the first is taken for the skip.
+    """
     made_by, read_by = producers(graph), consumers(graph)
     outputs = {output.name for output in graph.output}
 
     def fuses(name: str) -> bool:
-        """Whether tensor `name` is a convolution's, for the addition alone: then the addition becomes part of it."""
         made = made_by.get(name)
-        return made is not None and made.op_type in CONVOLUTIONS and len(read_by[name]) == 1 and name not in outputs
+        return made is not None and made.name in weighted and len(read_by[name]) == 1 and name not in outputs
 
-    additions = [node for node in graph.node if node.op_type == "Add" and any(map(fuses, node.input))]
-    return [(node.name, 0 if fuses(node.input[1]) else 1) for node in additions]
-
-
-def _vectors(graph: onnx.GraphProto) -> set[str]:
-    """The tensors with one value a channel: global averages, and what is computed from them alone."""
-    constants = {tensor.name for tensor in graph.initializer}
-    found: set[str] = set()
+    skips = []
     for node in graph.node:
-        values = [name for name in node.input if name not in constants]
-        if node.op_type == "GlobalAveragePool" or (values and found.issuperset(values)):
-            found.update(node.output)
-    return found
+        if node.op_type == "Add" and any(map(fuses, node.input)):
+            position = 0 if fuses(node.input[1]) else 1
+            if node.input[position] in made_by.keys() - vectors:  # no constant, and of the other's shape
+                skips.append((node.name, position))
+    return skips
 
 
-def _tied_concatenations(graph: onnx.GraphProto, weighted: set[str]) -> tuple[tuple[str, ...], ...]:
-    """The concatenations that get a pair, each row of them with the convolutions' inputs of the same scale."""
+def _gated_channels(graph: onnx.GraphProto, vectors: set[str]) -> list[tuple[str, int]]:
+    """The product of squeeze and excite reads its channels through a pair, and the gate, one of `vectors`, as it is.
+
+    The average reads them through the same pair (see `_read_by_pairs_alone`). So the convolution before the two writes
+    int8 and nothing else, without which the plugin could not have it.
+    """
+    maps = producers(graph).keys() - vectors
+    return [
+        (node.name, position)
+        for node in graph.node
+        for position in (0, 1)
+        if node.op_type == "Mul" and node.input[1 - position] in vectors and node.input[position] in maps
+    ]
+
+
+def _moved_concatenations(graph: onnx.GraphProto, weighted: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """A concatenation has a pair if its values are but moved on the way to convolutions, or to the next such one.
+
+    A shuffle, a split and a largest value move. All that is so connected has one scale: int8 is moved instead of
+    float32, and what passes through several concatenations is rounded once, since rounding to the same scale again
+    changes nothing. Each group returned is such tensors, the convolutions' inputs among them.
+
+    Other concatenations stay float32. In a densely connected block one scale for all that was ever put together would
+    drown what batch norm then magnifies.
+    """
     read_by = consumers(graph)
     outputs = {output.name for output in graph.output}
     groups: dict[str, set[str]] = {}
@@ -130,6 +166,30 @@ def _tied_concatenations(graph: onnx.GraphProto, weighted: set[str]) -> tuple[tu
     order = list(producers(graph))
     found = {tuple(sorted(group, key=order.index)) for group in groups.values()}
     return tuple(sorted(found, key=lambda group: order.index(group[0])))
+
+
+def _read_by_pairs_alone(
+    graph: onnx.GraphProto, gated: Iterable[tuple[str, int]], tied: Iterable[Collection[str]]
+) -> tuple[str, ...]:
+    """Gated channels and tied concatenations are read through their pair by everything.
+
+    So that int8 is all that is ever written of them: a single reader of float32 would have TensorRT write both.
+    """
+    inputs = {node.name: node.input for node in graph.node}
+    channels = [inputs[name][position] for name, position in gated]
+    joined = {node.output[0] for node in graph.node if node.op_type == "Concat"}
+    return tuple(dict.fromkeys([*channels, *(name for group in tied for name in group if name in joined)]))
+
+
+def _vectors(graph: onnx.GraphProto) -> set[str]:
+    """The tensors with one value a channel: global averages, and what is computed from them alone."""
+    constants = {tensor.name for tensor in graph.initializer}
+    found: set[str] = set()
+    for node in graph.node:
+        values = [name for name in node.input if name not in constants]
+        if node.op_type == "GlobalAveragePool" or (values and found.issuperset(values)):
+            found.update(node.output)
+    return found
 
 
 def _reached(name: str, read_by: dict[str, list[onnx.NodeProto]]) -> list[str]:

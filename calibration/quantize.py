@@ -6,7 +6,7 @@ lowering comes after. Channels can be equalized before it, and biases corrected 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,13 +15,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from calibration.bias_correction import correct, measure_shifts
+from calibration.bias_correction import Shift, correct, measure_shifts
 from calibration.equalization import equalize
-from calibration.insertion import insert as insert
-from calibration.insertion import quantize_weight as quantize_weight
-from calibration.insertion import scale_of as scale_of
+from calibration.insertion import insert, scale_of
 from calibration.observers import METHODS, Histogram
-from calibration.placement import activations, place
+from calibration.placement import Placement, activations, place
 from edge.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -39,6 +37,40 @@ class Images(Protocol):
     def __iter__(self) -> Iterator[NDArray[np.uint8]]: ...
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A float32 model and all that calibration found out about it: int8 models follow without another image."""
+
+    model: onnx.ModelProto
+    """Equalized, if that was asked for."""
+    placement: Placement
+    scales: dict[str, np.float32]
+    shifts: Mapping[str, Shift] | None
+    """What bias correction takes off; None if that was not asked for."""
+    record: dict[str, Any]
+    """What ``calibration.json`` says if no layer is left, but for the placement and the bias correction."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The nodes that can be left as they are, in the graph's order: what `Placement.without` takes."""
+        rounding = {*self.placement.weighted, *(name for name, _ in self.placement.skips)}
+        return tuple(node.name for node in self.model.graph.node if node.name in rounding)
+
+    def quantized(self, left: Collection[str] = ()) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The int8 model with layers `left` in float32, and what ``calibration.json`` says about it."""
+        placement, model, corrected = self.placement.without(left), self.model, None
+        if self.shifts is not None:
+            model, corrected = correct(model, {name: self.shifts[name] for name in placement.weighted})
+        rounded = set(activations(model.graph, placement))
+        record = {
+            **self.record,
+            "placement": placement.to_json(model.graph),
+            "tensors": {name: facts for name, facts in self.record["tensors"].items() if name in rounded},
+            "bias_correction": corrected,
+        }
+        return insert(model, placement, self.scales), record
+
+
 def quantize(
     model: onnx.ModelProto,
     images: Images,
@@ -48,7 +80,22 @@ def quantize(
     equalization: bool = False,
     bias_correction: bool = False,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """A quantized copy of a float32 `model`, and what ``calibration.json`` says about it.
+    """A quantized copy of a float32 `model`, and what ``calibration.json`` says about it; as `calibrate`."""
+    return calibrate(
+        model, images, method, progress, equalization=equalization, bias_correction=bias_correction
+    ).quantized()
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    images: Images,
+    method: str = "mse",
+    progress: Progress | None = None,
+    *,
+    equalization: bool = False,
+    bias_correction: bool = False,
+) -> Calibrated:
+    """Find out what is needed to quantize a float32 `model`.
 
     Args:
         model: as `build_engine.export` writes it, input ``image`` (N, 1, S, S) uint8.
@@ -62,32 +109,28 @@ def quantize(
     """
     if method not in METHODS:
         raise UsageError(f"calibration method {method!r} is none of {', '.join(METHODS)}")
-    equalized = corrected = None
+    equalized = shifts = None
     if equalization:
         model, equalized = equalize(model, _Pass(model, images, "equalizing", progress))
     placement = place(model.graph)
-    tensors = activations(model.graph, placement)
-    histograms = observe(model, tensors, images, progress)
+    histograms = observe(model, activations(model.graph, placement), images, progress)
     ranges = {name: METHODS[method](histogram) for name, histogram in histograms.items()}
     for group in placement.tied:
         ranges.update(dict.fromkeys(group, max(ranges[name] for name in group)))
     scales = {name: scale_of(reach) for name, reach in ranges.items()}
     if bias_correction:
-        seen = _Pass(model, images, "correcting biases", progress)
-        model, corrected = correct(model, measure_shifts(model, placement, scales, seen))
+        shifts = measure_shifts(model, placement, scales, _Pass(model, images, "correcting biases", progress))
     record = {
         "method": method,
         "count": len(images),
         "digest": images.digest,
-        "placement": placement.to_json(model.graph),
         "tensors": {
             name: {"low": histogram.low, "high": histogram.high, "range": ranges[name], "scale": float(scales[name])}
             for name, histogram in histograms.items()
         },
         "equalization": equalized,
-        "bias_correction": corrected,
     }
-    return insert(model, placement, scales), record
+    return Calibrated(model, placement, scales, shifts, record)
 
 
 @dataclass(frozen=True)

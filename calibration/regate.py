@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from calibration.judge import judge
+from calibration.limits import Limits, add_limit_options, limits_of
 from edge.backends import CHOICES, open_backend
 from edge.bundle import MANIFEST, Bundle, load_bundle, sha256_of
 from edge.errors import BundleError, EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FAIL, NOT_ASSESSED
 from edge.signature import require_unsigned
 
-MAX_AUC_DROP = 0.01
-
 
 def regate(
     directory: Path,
     images: Path,
     origin: str,
-    max_auc_drop: float,
+    limits: Limits,
     backend: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def regate(
         raise MachineError(f"{directory} cannot be written, where the verdict goes: grant permission, or copy it")
     with open_backend(bundle, backend) as opened:
         say(f"gate: {bundle.name} in {opened.name}")
-        gate = judge(bundle, opened, images, origin, max_auc_drop, say)
+        gate = judge(bundle, opened, images, origin, limits, say)
     before = bundle.manifest["gate"]
     if gate["verdict"] == NOT_ASSESSED and bundle.gate_verdict == FAIL:
         raise UsageError(
@@ -81,14 +80,6 @@ def _replace_manifest(bundle: Bundle, manifest: Mapping[str, Any]) -> None:
         os.close(folder)
 
 
-def fraction(text: str) -> float:
-    """A number from 0 to 1, for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -105,19 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="images to judge it by, with labels.csv; without that only the agreement with float32 is measured",
     )
-    parser.add_argument(
-        "--max-auc-drop",
-        type=fraction,
-        default=MAX_AUC_DROP,
-        metavar="X",
-        help="mean AUC that it may lose against float32 (default: %(default)s)",
-    )
+    add_limit_options(parser)
     parser.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
     options = parser.parse_args(arguments)
     try:
         if not options.gate_data.is_dir():
             raise UsageError(f"--gate-data {options.gate_data} is no folder: name one that holds radiographs")
-        gate = regate(options.bundle, options.gate_data, "user's images", options.max_auc_drop, options.backend, _say)
+        gate = regate(options.bundle, options.gate_data, "user's images", limits_of(options), options.backend, _say)
     except EdgeError as error:
         print(f"calibration.regate: {error}", file=sys.stderr)
         return error.exit_status

@@ -10,6 +10,14 @@ from edge.errors import BundleError
 PASS, FAIL, NOT_ASSESSED = VERDICTS = ("pass", "fail", "not assessed")
 FORCE = "--allow-failed-gate"
 
+CRITERIA: Mapping[str, str] = {
+    "max_auc_drop": "drop of the mean AUC",
+    "max_mean_difference": "mean difference of a probability",
+    "max_changed_decisions": "share of changed decisions",
+    "max_sensitivity_drop": "drop of the mean sensitivity",
+}
+"""What the gate bounds, each against float32, under the names of the limits in the manifest's gate entry."""
+
 
 def gate_verdict(manifest: Mapping[str, Any]) -> str:
     """``pass``, ``fail`` or ``not assessed``, which a manifest without a verdict is too."""

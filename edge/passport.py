@@ -8,6 +8,7 @@ from typing import Any
 
 from edge.bundle import Bundle
 from edge.errors import BundleError
+from edge.gate import CRITERIA
 from edge.signature import Signature
 
 WIDTH = 118
@@ -64,6 +65,7 @@ def _entries(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _training(model)
     yield from _headed("Findings", _findings(model))
     yield "Precision", PRECISIONS[facts["precision"]]
+    yield from _mixed_precision(facts.get("mixed_precision"))
     yield "Lowering", _lowering(facts["lowering"])
     yield from _headed("Calibration", _calibration(facts["calibration"]))
     yield from _headed("Gate", _gate(facts["gate"]))
@@ -119,6 +121,12 @@ def _findings(model: Mapping[str, Any]) -> Iterator[str]:
         yield f"{label} {model['thresholds'][label]:.4f}"
 
 
+def _mixed_precision(plan: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if plan and plan["left"]:
+        yield "", f"{len(plan['left'])} of {plan['of']} layers are float16: {', '.join(plan['left'])}"
+        yield "", str(plan["reason"])
+
+
 def _lowering(lowering: Mapping[str, Any]) -> str:
     kind = str(lowering.get("kind", NOT_RECORDED))
     text = LOWERINGS.get(kind, kind)
@@ -140,12 +148,18 @@ def _calibration(calibration: Mapping[str, Any]) -> Iterator[str]:
 
 def _gate(gate: Mapping[str, Any]) -> Iterator[str]:
     yield f"{gate['verdict']}: {gate.get('reason', NOT_RECORDED)}" if "verdict" in gate else NOT_RECORDED
+    if limits := gate.get("limits"):
+        yield f"allowed against float32: {_facts({CRITERIA.get(name, name): value for name, value in limits.items()})}"
+    if failed := gate.get("failed"):
+        yield f"beyond its limit: {', '.join(CRITERIA.get(name, name) for name in failed)}"
     figures = gate.get("figures") or {}
     if figures.get("mean_difference") is not None:
         yield (
             f"probabilities off float32: {figures['mean_difference']:.4f} on average, {figures['max_difference']:.4f} "
             f"at most, on {gate.get('images')} images ({gate.get('data', NOT_RECORDED)}), run by {gate.get('ran_on')}"
         )
+    if figures.get("changed_decisions") is not None:
+        yield f"{figures['changed_decisions']:.2%} of the decisions differ from float32's"
     for label, figure in (figures.get("findings") or {}).items():
         yield f"{label}: {_finding(figure)}; {figure['positives']} images have it"
     if gate.get("note"):

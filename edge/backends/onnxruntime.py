@@ -32,8 +32,8 @@ def model_to_run(bundle: Bundle) -> Path:
     return path
 
 
-def open_session(model: Path, threads: int) -> Any:
-    """An ``onnxruntime.InferenceSession`` of `model` on the CPU, `threads` computing one image together.
+def open_session(model: Path | bytes, threads: int) -> Any:
+    """An ``onnxruntime.InferenceSession`` of `model` on the CPU, `threads` (0: all there are) computing one image.
 
     Raises `MachineError` where ONNX Runtime is not installed, `BundleError` for a model that it cannot load.
     """
@@ -52,8 +52,9 @@ def open_session(model: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's exceptions share no base class
+        what = model if isinstance(model, Path) else "a model"
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {model}: {_first_line(error)}: "
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {what}: {_first_line(error)}: "
             "build the bundle anew, or install the ONNX Runtime that it was built with"
         ) from None
 

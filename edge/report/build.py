@@ -9,6 +9,7 @@ from typing import Any
 from edge.gate import gate_notes, gate_verdict, notice_of
 from edge.report.layers import layer_rows
 from edge.report.lowerings import lowering_comparison
+from edge.report.precisions import layer_precisions
 from edge.report.taints import find_taints
 from edge.report.time_series import energy_j, time_series
 from edge.results import STAGES
@@ -96,6 +97,7 @@ def build_report(
         "energy": energy or UNAVAILABLE,
         "layers": layers or UNAVAILABLE,
         "lowerings": lowering_comparison(bundle_manifest) or UNAVAILABLE,
+        "precisions": layer_precisions(bundle_manifest) or UNAVAILABLE,
         "time_series": time_series(done, samples or ()),
         "taints": find_taints(machine_facts, samples or ()),
         "machine": dict(machine_facts),

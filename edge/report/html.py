@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from edge.report.plots import histogram_plot, percentile_plot, stage_plot
+from edge.report.precisions import PERCENT, precision_plot
 from edge.report.style import STYLE
 from edge.report.svg import figure_text
 from edge.report.time_line import time_line_plot, unread
@@ -37,6 +38,7 @@ def report_html(report: Mapping[str, Any]) -> str:
         _time(report),
         _gpu_and_layers(report),
         _lowerings(report),
+        _precisions(report),
         _identity(report),
         _reading(report),
     ]
@@ -195,6 +197,30 @@ def _lowerings(report: Mapping[str, Any]) -> str:
         "Lowerings of MD-Conv",
         f"<p>{escape(comparison['reason'])}. Timed when the bundle was built, in turns, on:</p>"
         f"{_facts(comparison['timed_on'])}{_table(head, rows, 'One inference, from call to result')}",
+    )
+
+
+def _precisions(report: Mapping[str, Any]) -> str:
+    precisions = report.get("precisions", UNAVAILABLE)
+    if precisions == UNAVAILABLE:
+        return ""
+    count = len(precisions["left"])
+    lead = f"<p>{precisions['of'] - count} layers in int8, {count} left in float16: {escape(precisions['reason'])}.</p>"
+    if not precisions["rows"]:
+        return _section("Precision by layer", lead)
+    rows = [
+        [
+            each["layer"],
+            each["precision"],
+            *(figure_text(PERCENT * each[name]) for name in ("mean_difference", "max_difference")),
+            "" if each["auc_drop"] is None else f"{each['auc_drop']:.4f}",
+        ]
+        for each in precisions["rows"]
+    ]
+    head = ["layer", "precision", "mean change, points", "largest", "drop of mean AUC"]
+    caption = f"Int8 in one layer alone, against float32, on {precisions['images']} images"
+    return _section(
+        "Precision by layer", lead + _plot(precision_plot(precisions)) + _as_table(_table(head, rows, caption))
     )
 
 

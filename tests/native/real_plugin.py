@@ -22,10 +22,15 @@ BUILD = FOLDER / "cuda"
 
 @functools.cache
 def real_plugin() -> Path:
-    """``libmdconv_plugin.so``, built anew where a source changed. Skips the test where nvcc or CMake is missing."""
+    """``libmdconv_plugin.so``, built anew where a source changed. Skips the test where nvcc or CMake is missing.
+
+    Fails it where NVIDIA's headers were not fetched yet, which ``make test`` does first.
+    """
     for tool in ("nvcc", "cmake"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} to build the plugin")
+    if not HEADERS.is_dir():
+        pytest.fail("the headers for the plugin are not there: run `python tests/stand_ins/build.py`")
     real = ";".join(f"{architecture}-real" for architecture in ARCHITECTURES)
     BUILD.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "cuda.lock").open("w") as lock:

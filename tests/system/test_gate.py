@@ -44,19 +44,22 @@ def gate_of(directory: Path) -> dict[str, Any]:
 
 
 def test_a_sabotaged_bundle_fails_and_runs_by_force_only(int8_bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    """The scale of one layer is multiplied by 8: findings rank as before, but other ones are called positive."""
     bundle = tmp_path / "bundle"
     shutil.copytree(int8_bundle, bundle)
-    widen_scale(bundle, "stem.relu6")
+    widen_scale(bundle, "layer1.0.expand.relu6")
     before = gate_of(bundle)
     assert before["verdict"] == "pass"
 
-    judged = ("--gate-data", phantoms, "--backend", "onnxruntime", "--max-auc-drop", "0.03")
+    judged = ("--gate-data", phantoms, "--backend", "onnxruntime")
     done = run_make("--regate", bundle, *judged)
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[-1] == str(bundle)
     gate = gate_of(bundle)
     assert gate["verdict"] == "fail"
-    assert gate["figures"]["mean_auc"]["drop"] > 0.03
+    assert gate["failed"] == ["max_mean_difference", "max_changed_decisions"]
+    assert gate["figures"]["mean_auc"]["drop"] < gate["limits"]["max_auc_drop"]  # which alone would have passed it
+    assert gate["figures"]["changed_decisions"] > 0.03
     assert gate["replaces"] == {key: before[key] for key in ("verdict", "reason", "ran_on", "time")}
 
     image = sorted(phantoms.glob("*.png"))[0]
@@ -68,7 +71,7 @@ def test_a_sabotaged_bundle_fails_and_runs_by_force_only(int8_bundle: Path, phan
         refused = edge_infer(*arguments, *where)
         assert refused.returncode == 3
         (line,) = refused.stderr.splitlines()
-        assert "failed its accuracy gate (mean AUC" in line and "--allow-failed-gate" in line
+        assert "failed its accuracy gate (mean difference of a probability" in line and "--allow-failed-gate" in line
         assert refused.stdout == ""
     assert not (tmp_path / "state").exists()
 
@@ -78,12 +81,43 @@ def test_a_sabotaged_bundle_fails_and_runs_by_force_only(int8_bundle: Path, phan
     assert "FAILED ITS ACCURACY GATE" in forced.stderr
     assert "failed its accuracy gate" in edge_infer("classify", image, *where, "--allow-failed-gate").stdout
 
-    # The good bundle passes on the same images, with the same limit.
+    said = " ".join(edge_infer("passport", "--bundle", bundle).stdout.split())
+    assert "beyond its limit: mean difference of a probability, share of changed decisions" in said
+    assert "share of changed decisions 0.02" in said
+
+    # The good bundle passes on the same images, with the same limits.
     good = tmp_path / "good"
     shutil.copytree(int8_bundle, good)
     done = run_make("--regate", good, *judged)
     assert done.returncode == 0, done.stderr
-    assert gate_of(good)["verdict"] == "pass"
+    assert (gate_of(good)["verdict"], gate_of(good)["failed"]) == ("pass", [])
+    assert gate_of(good)["limits"] == gate["limits"]
+
+
+def test_images_that_calibrate_do_not_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before the work: nothing is exported yet, and nothing is left behind."""
+    images, others = tmp_path / "images", tmp_path / "others"
+    write_folder(images, 20, 4_800_000, 64)
+    write_folder(others, 3, 4_900_000, 64)
+    small = ["--int8", "--backend", "onnxruntime", "--input-size", "64", "--output", str(tmp_path / "bundle")]
+    calibrated = [*small, "--calibration-data", str(images)]
+    assert make([*calibrated, "--gate-data", str(images)]) == 2
+    (*_, said) = capsys.readouterr().err.splitlines()
+    assert "--calibration-data and --gate-data are one folder" in said and "split them into two folders" in said
+
+    assert make([*calibrated, "--thresholds", "youden", "--threshold-data", str(images)]) == 2
+    assert "--calibration-data and --threshold-data are one folder" in capsys.readouterr().err.splitlines()[-1]
+
+    # One picture of them, in other bytes: what counts is what the network would see.
+    picture = sorted(images.glob("*.png"))[5]
+    cv2.imwrite(
+        str(others / "copy.png"), cv2.imread(str(picture), cv2.IMREAD_GRAYSCALE), [cv2.IMWRITE_PNG_COMPRESSION, 0]
+    )
+    (others / "labels.csv").unlink()
+    assert make([*calibrated, "--gate-data", str(others)]) == 2
+    (*_, said) = capsys.readouterr().err.splitlines()
+    assert f"image {others / 'copy.png'} of --gate-data is calibration image {picture}: take it out of one" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "others"]
 
 
 def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path: Path) -> None:
@@ -105,8 +139,8 @@ def test_a_build_that_fails_is_kept_aside(tiny_bundle_directory: Path, tmp_path:
 
     made = run_make(
         *("--int8", "--backend", "onnxruntime", "--lowering", "padded", "--input-size", "64"),
-        *("--calibration-data", black, "--gate-data", gate_data, "--output", output),
-        *("--thresholds", "sensitivity=0.8", "--threshold-data", threshold_data),
+        *("--calibration-data", black, "--calibration-images", "4", "--gate-data", gate_data, "--output", output),
+        *("--thresholds", "sensitivity=0.8", "--threshold-data", threshold_data, "--mixed-precision", "off"),
     )
     assert made.returncode == 3
     assert "Traceback" not in made.stderr

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,16 +14,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from build_engine.export import to_onnx
 from build_engine.lowering import lower
 from build_engine.make import main
 from build_engine.precision import to_float16
-from build_engine.weights import choose_weights, random_weights
+from build_engine.weights import choose_weights
 from calibration.graph import CONVOLUTIONS, MDCONV
+from calibration.insertion import insert
 from calibration.placement import activations, place
-from calibration.quantize import insert, quantize
+from calibration.quantize import quantize
 from edge.classify import NO_CAM
-from edge.engine_from_onnx import build_engine
 from edge.errors import UsageError
 from edge.results import probabilities
 from mdconv.checkpoint import Checkpoint, save_checkpoint
@@ -35,59 +31,14 @@ from mdconv.networks import NETWORKS, build, stages
 from mdconv.weights import DEMO_CHECKPOINT
 from tests.native.real_plugin import real_plugin
 from tests.system.conftest import ROOT, run_make
+from tests.system.quantized import SIZE, Phantoms, convolutions, needs_rtx, portable, taken_by_tensorrt
 from tests.unit.build_engine.random_networks import randomise, run
 
 DEPTHWISE = [name for name in NETWORKS if stages(name)]
-SIZE = 64
-
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="TensorRT-RTX is not installed (it has wheels for x86-64 only)",
-)
-
-
-class Phantoms:
-    """A few, to calibrate on."""
-
-    digest = "0" * 64
-
-    def __len__(self) -> int:
-        return 6
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        for seed in range(len(self)):
-            yield render(seed, SIZE).image[None, None]
-
-
-def portable(name: str, md_stages: tuple[str, ...], batch: int = 1) -> onnx.ModelProto:
-    config = {"md_stages": md_stages} if stages(name) else {}
-    return to_onnx(random_weights(name, config), batch, SIZE)
 
 
 def chances(model: onnx.ModelProto) -> NDArray[np.float64]:
     return probabilities(np.concatenate([run(model, image, "logits")[0] for image in Phantoms()]))
-
-
-def taken_by_tensorrt(
-    model: onnx.ModelProto, directory: Path, batch: int = 1, plugin: Path | None = None
-) -> list[dict[str, Any]]:
-    """The layers of the engine that NVIDIA's parser and builder make of the model; raises what they say otherwise."""
-    onnx.save(model, directory / "model.onnx")
-    facts = build_engine(
-        directory / "model.onnx",
-        directory / "model.engine",
-        target="tensorrt-rtx",
-        batch=batch,
-        plugin=plugin,
-        compute_capabilities=["86"],
-    )
-    assert (directory / "model.engine").stat().st_size > 10_000
-    return list(facts["layers"])
-
-
-def convolutions(layers: list[dict[str, Any]]) -> list[str]:
-    """The types that the engine's convolutions read."""
-    return [layer["Inputs"][0]["Datatype"] for layer in layers if layer["LayerType"] == "correlation"]
 
 
 @needs_rtx
@@ -188,6 +139,7 @@ def test_two_labels_that_exclude_each_other(tmp_path: Path) -> None:
     images = phantoms(tmp_path / "images", 8)
     made = run_make(
         *("--int8", "--checkpoint", tmp_path / "two.safetensors", "--calibration-data", tmp_path / "images"),
+        *("--calibration-images", "8"),
         *("--backend", "onnxruntime", "--lowering", "padded", "--output", tmp_path / "bundle"),
         *("--no-equalization", "--no-bias-correction"),
     )

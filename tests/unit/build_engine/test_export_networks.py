@@ -12,8 +12,8 @@ import torch
 from build_engine.export import PARITY_LIMIT, check_parity, export_onnx, has_cam, to_onnx
 from build_engine.lowering import kept_padded, lower
 from calibration.graph import MDCONV, attributes
+from calibration.insertion import insert
 from calibration.placement import activations, place
-from calibration.quantize import insert
 from edge.errors import UsageError
 from edge.results import probabilities
 from mdconv.checkpoint import Checkpoint

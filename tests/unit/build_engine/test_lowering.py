@@ -15,8 +15,8 @@ from build_engine.export import to_onnx
 from build_engine.lowering import lower
 from build_engine.precision import to_float16
 from calibration.graph import attributes, initializers, producers
+from calibration.insertion import insert
 from calibration.placement import Placement
-from calibration.quantize import insert
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
 from mdconv.layers import mdconv_reference

@@ -13,8 +13,9 @@ from build_engine.export import to_onnx
 from build_engine.lowering import OPSET, kept_padded, lower, mdconv_function
 from build_engine.precision import to_float16
 from calibration.graph import add_constant, attributes, consumers, initializers, producers
+from calibration.insertion import insert, scale_of
 from calibration.placement import Placement, activations, place
-from calibration.quantize import insert, observe, scale_of
+from calibration.quantize import observe
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
 from tests.native.plugin_interpreter import PluginInterpreter

@@ -7,13 +7,14 @@ import torch
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from build_engine.export import to_onnx
-from build_engine.precision import to_float16
+from build_engine.precision import leave_in_float16, to_float16
+from build_engine.weights import random_weights
 from calibration.graph import CONVOLUTIONS, initializers
+from calibration.insertion import insert
 from calibration.placement import activations, place
-from calibration.quantize import insert
 from edge.errors import UsageError
 from mdconv.checkpoint import Checkpoint
-from mdconv.networks import normalise
+from mdconv.networks import normalise, stages
 from tests.unit.build_engine.random_networks import random_checkpoint, random_images, run
 
 
@@ -53,6 +54,35 @@ def test_types(checkpoint: Checkpoint) -> None:
     ]
     assert half.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     shape_inference.infer_shapes(half, check_type=True, strict_mode=True)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3", "shufflenet_v2"])
+@pytest.mark.parametrize("every", [2, 5])
+def test_layers_left_in_an_int8_model_are_float16_and_no_others(name: str, every: int) -> None:
+    """Whatever lies beside a layer that is left; with all left, values are float32's but for rounding."""
+    model = to_onnx(random_weights(name, {"md_stages": stages(name)}), 1, 64)
+    placement = place(model.graph)
+    layers = [*placement.weighted, *(layer for layer, _ in placement.skips)]
+    left = layers[1::every]
+    scales = dict.fromkeys(activations(model.graph, placement), np.float32(0.1))
+    quantized = insert(model, placement.without(left), scales)
+    mixed = leave_in_float16(quantized, left)
+    onnx.checker.check_model(mixed, full_check=True)
+    values = [*mixed.graph.value_info, *mixed.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    for node in mixed.graph.node:
+        if node.name in left:
+            assert {types.get(tensor, TensorProto.FLOAT16) for tensor in (*node.input, *node.output)} == {
+                TensorProto.FLOAT16
+            }
+        elif node.op_type in CONVOLUTIONS:
+            assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
+    assert {output.type.tensor_type.elem_type for output in mixed.graph.output} == {TensorProto.FLOAT}
+    if not placement.whole:  # which are rounded for all that read them
+        everything = leave_in_float16(insert(model, placement.without(layers), scales), layers)
+        images = random_images(1, 64)
+        (wanted,), (found,) = (run(each, images, "logits") for each in (model, everything))
+        assert 0 < np.abs(wanted - found).max() < 0.05 * np.abs(wanted).max()
 
 
 def test_argument_is_left_alone(checkpoint: Checkpoint) -> None:

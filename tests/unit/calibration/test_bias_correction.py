@@ -14,8 +14,9 @@ from torch import Tensor
 
 from calibration.bias_correction import Shift, correct, measure_shifts
 from calibration.graph import attributes, initializers
+from calibration.insertion import insert, quantize_weight, scale_of
 from calibration.placement import activations, place
-from calibration.quantize import insert, observe, quantize, quantize_weight, scale_of
+from calibration.quantize import observe, quantize
 from tests.unit.build_engine.random_networks import run
 from tests.unit.calibration.test_equalization import DEPTHWISE, model_of
 from tests.unit.calibration.test_quantize import Images, tiny_model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calibration.choice import choose_by_finding, choose_by_name
-from calibration.dataset import CalibrationSet, from_files, from_folder, from_table
+from calibration.dataset import CalibrationSet, from_files, from_folder, from_table, pixel_digest
 from edge.errors import UsageError
 from edge.preprocess import Preprocess, load_image
 from tests.unit.edge.dicom_writer import radiograph, to_bytes
@@ -62,6 +62,19 @@ def test_digest_is_of_contents(tmp_path: Path) -> None:
     assert from_files(paths[::-1], PREPROCESS).digest == expected
     paths[0].rename(tmp_path / "z.png")
     assert from_folder(tmp_path, 10, PREPROCESS).digest == expected
+
+
+def test_a_picture_is_known_by_its_pixels(tmp_path: Path) -> None:
+    """The same in PNG and DICOM is one; the file's bytes, its name and its size do not count."""
+    paths = [write_image(tmp_path / f"{i}.png", i) for i in range(3)]
+    images = from_files(paths, PREPROCESS)
+    expected = {hashlib.sha256(image.tobytes()).hexdigest(): path for path, image in zip(paths, images)}
+    assert images.pixels == expected and len(expected) == 3
+    pixels = cv2.imread(str(paths[0]), cv2.IMREAD_GRAYSCALE)
+    (tmp_path / "a.dcm").write_bytes(to_bytes(radiograph(pixels)))
+    (digest,) = from_files([tmp_path / "a.dcm"], PREPROCESS).pixels
+    assert images.pixels[digest] == paths[0]
+    assert digest == pixel_digest(load_image(paths[0], PREPROCESS)) != pixel_digest(load_image(paths[1], PREPROCESS))
 
 
 def test_other_files_are_left_out(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def test_by_finding_and_model() -> None:
             assert found["calibration_error"][model] == pytest.approx(errors[-1])
         assert figures["mean_auc"][model] == pytest.approx(np.mean(areas))
         assert figures["mean_calibration_error"][model] == pytest.approx(np.mean(errors))
+    for rate in ("sensitivity", "specificity"):
+        known = [each[rate] for each in figures["findings"].values() if None not in each[rate].values()]
+        mean = figures[f"mean_{rate}"]
+        assert mean["findings"] == len(known)
+        assert mean["drop"] == pytest.approx(np.mean([each["reference"] - each["candidate"] for each in known]))
+        assert mean["drop"] == pytest.approx(mean["reference"] - mean["candidate"])
     mean = figures["mean_auc"]
     assert mean["drop"] == pytest.approx(mean["reference"] - mean["candidate"])
     assert mean["interval"][0] < mean["drop"] < mean["interval"][1]
@@ -74,4 +80,7 @@ def test_by_finding_and_model() -> None:
 
 def test_agreement() -> None:
     expected, found = np.array([[0.1, 0.5], [0.9, 0.2]]), np.array([[0.2, 0.5], [0.5, 0.1]])
-    assert agreement(expected, found) == pytest.approx({"mean_difference": 0.15, "max_difference": 0.4})
+    # At 0.2 a finding that reaches its threshold is positive; the second column's 0.2 and 0.1 lie on two sides.
+    figures = agreement(expected, found, np.array([0.2, 0.2]))
+    assert figures == pytest.approx({"mean_difference": 0.15, "max_difference": 0.4, "changed_decisions": 2 / 4})
+    assert agreement(expected, found, np.array([0.6, 0.3]))["changed_decisions"] == 1 / 4

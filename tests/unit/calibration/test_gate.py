@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.gate import assess, read_labels
+from calibration.gate import assess, judged, read_labels
+from calibration.limits import DEFAULTS, Limits
 from edge.errors import UsageError
+from edge.gate import CRITERIA
 
 NAMES = ("Mass", "Nodule")
 THRESHOLDS = {"Mass": 0.5, "Nodule": 0.5}
@@ -28,8 +30,10 @@ def batches(count: int = 4, size: int = 2) -> list[NDArray[np.uint8]]:
     return [images[i : i + size] for i in range(0, count, size)]
 
 
-def judge(candidate: NDArray[Any], truth: NDArray[np.bool_] | None = TRUTH, limit: float = 0.01) -> dict[str, Any]:
-    return assess(model(GOOD), model(candidate), batches(), NAMES, THRESHOLDS, truth, limit)
+def judge(
+    candidate: NDArray[Any], truth: NDArray[np.bool_] | None = TRUTH, limits: Limits = DEFAULTS
+) -> dict[str, Any]:
+    return assess(model(GOOD), model(candidate), batches(), NAMES, THRESHOLDS, truth, limits)
 
 
 def test_same_model_passes() -> None:
@@ -55,14 +59,66 @@ def test_differences_are_of_probabilities() -> None:
     assert figures["mean_difference"] == pytest.approx(expected / 8, rel=1e-6)
 
 
-def test_lost_auc_fails_beyond_the_limit() -> None:
-    worse = GOOD.copy()
-    worse[2, 0] = 1.5  # a negative above one of the two positives: AUC of Mass 1 -> 0.75, the mean 1 -> 0.875
-    result = judge(worse)
+ANYTHING = {"max_auc_drop": 1.0, "max_mean_difference": 1.0, "max_changed_decisions": 1.0, "max_sensitivity_drop": 1.0}
+"""Limits that nothing exceeds, by name."""
+
+
+def changed(*logits: tuple[int, int, float]) -> NDArray[np.float32]:
+    """`GOOD` with other logits at (image, finding)."""
+    array = GOOD.copy()
+    for image, finding, value in logits:
+        array[image, finding] = value
+    return array
+
+
+def sigmoid(x: float) -> float:
+    return float(1 / (1 + np.exp(-x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "candidate", "value", "said"),
+    [
+        # A negative above one of the two positives: AUC of Mass 1 to 0.75, the mean 1 to 0.875.
+        ("max_auc_drop", changed((2, 0, 1.5)), 0.125, "mean AUC 1.0000 to 0.8750 over 2 findings: a drop of 0.1250"),
+        # Nothing but one probability moves, and stays on its side.
+        ("max_mean_difference", changed((0, 0, 4.0)), (sigmoid(4) - sigmoid(2)) / 8, "mean difference of a"),
+        # Two of the eight decisions: images that lack Mass are called, and Mass still ranks first.
+        ("max_changed_decisions", changed((2, 0, 0.5), (3, 0, 0.5)), 0.25, "share of changed decisions 0.2500"),
+        # One of two masses and the only nodule are missed, ranked as before: 1 to 0.5 and 1 to 0.
+        ("max_sensitivity_drop", changed((1, 0, -0.5), (2, 1, -0.5)), 0.75, "drop of the mean sensitivity 0.7500"),
+    ],
+)
+def test_each_criterion_fails_alone_and_its_limit_reached_passes(
+    name: str, candidate: NDArray[np.float32], value: float, said: str
+) -> None:
+    below = judge(candidate, limits=Limits(**{**ANYTHING, name: value * 0.99}))
+    assert (below["verdict"], below["failed"]) == ("fail", [name])
+    assert said in below["reason"] and below["reason"].count("allowed") == 1
+    assert f"{value * 0.99:g} allowed" in below["reason"]
+    exact = judged(below["figures"])[name]
+    assert exact == pytest.approx(value, rel=1e-6)
+    reached = judge(candidate, limits=Limits(**{**ANYTHING, name: exact}))
+    assert (reached["verdict"], reached["failed"]) == ("pass", [])
+    assert reached["limits"] == {**ANYTHING, name: exact}
+    assert reached["reason"].count("allowed") == 4  # a pass says all of its figures
+
+
+def test_every_criterion_that_failed_is_in_the_reason() -> None:
+    result = judge(-GOOD)
     assert result["verdict"] == "fail"
-    assert result["figures"]["mean_auc"]["drop"] == pytest.approx(0.125)
-    assert "0.1250" in result["reason"]
-    assert judge(worse, limit=0.125)["verdict"] == "pass"
+    assert result["failed"] == list(CRITERIA) == list(DEFAULTS.to_json())
+    assert len(result["reason"].split("; ")) == 4
+    assert result["figures"]["changed_decisions"] == 1
+    sensitivity = result["figures"]["mean_sensitivity"]
+    assert sensitivity == {"reference": 1.0, "candidate": 0.0, "drop": 1.0, "findings": 2}
+    assert result["figures"]["mean_specificity"] == sensitivity
+
+
+def test_more_true_positives_are_no_drop() -> None:
+    truth = np.ones_like(TRUTH)
+    result = judge(GOOD + 10, truth, Limits(**{**ANYTHING, "max_sensitivity_drop": 0}))
+    assert result["figures"]["mean_sensitivity"]["drop"] < 0
+    assert result["failed"] == []
 
 
 def test_finding_without_both_classes_is_left_out_of_the_mean() -> None:
@@ -78,17 +134,35 @@ def test_finding_without_both_classes_is_left_out_of_the_mean() -> None:
 
 
 def test_without_labels_only_agreement() -> None:
-    result = judge(GOOD + 0.1, truth=None)
+    result = judge(GOOD + 0.01, truth=None)
     assert result["verdict"] == "not assessed"
     assert result["reason"].startswith("agreement only")
     assert result["figures"]["mean_difference"] > 0
     assert "mean_auc" not in result["figures"]
 
 
+def test_without_labels_disagreement_fails() -> None:
+    result = judge(changed((0, 0, -2.0)), truth=None, limits=Limits(**{**ANYTHING, "max_changed_decisions": 0.1}))
+    assert (result["verdict"], result["failed"]) == ("fail", ["max_changed_decisions"])
+    assert result["reason"] == (
+        "agreement only, since there are no labels: share of changed decisions 0.1250, 0.1 allowed"
+    )
+
+
 def test_labels_that_tell_nothing() -> None:
     result = judge(GOOD, np.zeros_like(TRUTH))
     assert result["verdict"] == "not assessed"
     assert "agreement only: no finding is both present and absent" in result["reason"]
+    failed = judge(-GOOD, np.zeros_like(TRUTH))
+    assert (failed["verdict"], failed["failed"]) == ("fail", ["max_mean_difference", "max_changed_decisions"])
+    assert failed["reason"].startswith("agreement only, since no finding is both present and absent")
+
+
+def test_all_images_have_a_finding_that_is_missed() -> None:
+    """There is no area, yet what is missed is known."""
+    limits = Limits(**{**ANYTHING, "max_sensitivity_drop": 0.1})
+    failed = judge(changed((0, 0, -2.0)), np.array([[1, 0]] * 4, np.bool_), limits)
+    assert (failed["verdict"], failed["failed"]) == ("fail", ["max_sensitivity_drop"])
 
 
 def test_output_that_is_no_number_fails() -> None:
@@ -98,11 +172,13 @@ def test_output_that_is_no_number_fails() -> None:
         result = judge(broken, truth)
         assert result["verdict"] == "fail"
         assert result["figures"]["max_difference"] is None
+        assert (result["failed"], result["limits"]) == ([], DEFAULTS.to_json())
+        assert result["reason"] == "a model's output is not a finite number"
 
 
 def test_no_image_and_wrong_labels_are_refused() -> None:
     with pytest.raises(UsageError, match="no image to judge"):
-        assess(model(GOOD), model(GOOD), [], NAMES, THRESHOLDS, TRUTH, 0.01)
+        assess(model(GOOD), model(GOOD), [], NAMES, THRESHOLDS, TRUTH)
     with pytest.raises(UsageError, match="one row an image"):
         judge(GOOD, TRUTH[:3])
 

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from build_engine.lowering import OPSET, lower, mdconv_function, mdconv_node
 from calibration.graph import attributes, consumers, initializers, producers
+from calibration.insertion import quantize_weight, scale_of
 from calibration.observers import METHODS
 from calibration.placement import activations, place
-from calibration.quantize import observe, quantize, quantize_weight, scale_of
+from calibration.quantize import observe, quantize
 from edge.errors import UsageError
 
 SIZE = 24

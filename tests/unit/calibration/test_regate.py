@@ -21,18 +21,21 @@ import pytest
 from onnx import numpy_helper
 
 from build_engine.bundle_writer import write_manifest
-from calibration.dataset import from_folder
+from calibration.dataset import from_folder, pixel_digest
+from calibration.limits import DEFAULTS, NAMES
 from calibration.quantize import quantize
 from calibration.regate import main, regate
 from edge.bundle import MANIFEST, load_bundle
 from edge.errors import BundleError, UsageError
 from edge.labels import CHESTXRAY14
-from edge.preprocess import Preprocess
+from edge.preprocess import Preprocess, load_image
 from tests.conftest import tiny_network, write_tiny_bundle
 from tests.once import made_once
 
 SIZE = 64
 IMAGES = 60
+ANYTHING = [f"--{name.replace('_', '-')}=1" for name in NAMES]
+"""The widest limits."""
 
 
 def pictures(contrast: float) -> Iterator[np.ndarray]:
@@ -54,7 +57,7 @@ def write_int8(directory: Path) -> None:
             node.name = node.output[0]
         model, _ = quantize(float32, from_folder(Path(scratch), IMAGES, Preprocess(SIZE)))
     onnx.save(model, directory / "model.int8.onnx")
-    renew(directory, precision="int8")
+    renew(directory, precision="int8", calibration={"method": "mse"})
 
 
 def renew(directory: Path, **changes: Any) -> None:
@@ -142,13 +145,13 @@ def test_a_sabotaged_bundle_fails_and_no_longer_runs(
     failed = (bundle / MANIFEST).read_bytes()
 
     # Images without labels tell too little to lift that.
-    assert main([str(bundle), "--gate-data", str(unlabelled), "--backend", "onnxruntime"]) == 2
+    assert main([str(bundle), "--gate-data", str(unlabelled), "--backend", "onnxruntime", *ANYTHING]) == 2
     assert "cannot lift that (agreement only" in capsys.readouterr().err
     assert (bundle / MANIFEST).read_bytes() == failed
 
-    # A wider limit does, and the manifest says what was allowed and what stood there before.
-    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime", "--max-auc-drop", "1"]) == 0
-    assert (gate_of(bundle)["verdict"], gate_of(bundle)["max_auc_drop"]) == ("pass", 1)
+    # Wider limits do, and the manifest says what was allowed and what stood there before.
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime", *ANYTHING]) == 0
+    assert (gate_of(bundle)["verdict"], set(gate_of(bundle)["limits"].values())) == ("pass", {1.0})
     assert gate_of(bundle)["replaces"]["verdict"] == "fail"
 
 
@@ -157,8 +160,54 @@ def test_images_without_labels_tell_the_agreement_only(bundle: Path, unlabelled:
     gate = gate_of(bundle)
     assert gate["verdict"] == "not assessed"
     assert gate["reason"].startswith("agreement only")
-    assert set(gate["figures"]) == {"mean_difference", "max_difference"}
+    assert set(gate["figures"]) == {"mean_difference", "max_difference", "changed_decisions"}
     assert gate["images"] == IMAGES
+
+
+def test_images_without_labels_find_a_sabotaged_bundle(bundle: Path, unlabelled: Path) -> None:
+    """Whether it agrees with float32 needs no labels."""
+    judged = [str(bundle), "--gate-data", str(unlabelled), "--backend", "onnxruntime", "--max-mean-difference=0.003"]
+    assert main(judged) == 0
+    assert gate_of(bundle)["verdict"] == "not assessed"
+    sabotage(bundle)
+    assert main(judged) == 3
+    gate = gate_of(bundle)
+    assert (gate["verdict"], gate["failed"]) == ("fail", ["max_mean_difference"])
+    assert gate["reason"].startswith("agreement only, since there are no labels: mean difference of a probability 0.00")
+    assert gate["limits"] == {**DEFAULTS.to_json(), "max_mean_difference": 0.003}
+
+
+def test_an_image_that_the_bundle_was_calibrated_on_is_refused(
+    bundle: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = sorted(labelled.glob("*.png"))[7]
+    digest = pixel_digest(load_image(picture, Preprocess(SIZE)))
+    (bundle / "calibration.json").write_text(json.dumps({"pixels": ["0" * 64, digest]}))
+    renew(bundle)
+    before = (bundle / MANIFEST).read_bytes()
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"image {picture} of --gate-data is one of those that the bundle was calibrated on" in said
+    assert (bundle / MANIFEST).read_bytes() == before
+
+    (bundle / "calibration.json").write_text(json.dumps({"pixels": ["0" * 64]}))
+    renew(bundle)
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 0
+
+
+def test_a_bundle_that_does_not_know_its_calibration_images_says_so(
+    bundle: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for record in (None, "{}"):
+        if record:
+            (bundle / "calibration.json").write_text(record)
+            renew(bundle)
+        assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 0
+        assert "does not say what images it was calibrated on" in capsys.readouterr().err
+    (bundle / "calibration.json").write_text("[]")
+    renew(bundle)
+    assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
+    assert "calibration.json cannot be read" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
@@ -170,7 +219,7 @@ def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled:
             changed.append((bundle / MANIFEST).read_bytes())
 
     with pytest.raises(BundleError, match="was changed while the gate ran"):
-        regate(bundle, labelled, "test", 0.01, "onnxruntime", change)
+        regate(bundle, labelled, "test", DEFAULTS, "onnxruntime", change)
     assert (bundle / MANIFEST).read_bytes() == changed[0]
     assert not list(bundle.glob(".*"))
 

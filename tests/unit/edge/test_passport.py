@@ -32,9 +32,12 @@ GATE = {
     "images": 200,
     "data": "user's images",
     "ran_on": "onnxruntime",
+    "limits": {"max_auc_drop": 0.01, "max_changed_decisions": 0.02, "max_sensitivity_drop": 0.03, "max_new": 0.5},
+    "failed": [],
     "figures": {
         "mean_difference": 0.0086,
         "max_difference": 0.4055,
+        "changed_decisions": 0.0125,
         "findings": {
             "Mass": {"positives": 24, "reference": 0.8558, "candidate": 0.8591},
             "Hernia": {"positives": 0, "reference": None, "candidate": None},
@@ -81,8 +84,10 @@ def test_the_words_say_what_the_manifest_says(make_bundle: Callable[..., Path]) 
         "Calibration method entropy on 128 images: user's images",
         "stratified by finding out of 4096 images, seed 3 images that have each finding: Mass 60; Hernia 70",
         f"digest of the images {'cd' * 32}",
-        "Gate pass: mean AUC 0.8890 to 0.8885",
+        "Gate pass: mean AUC 0.8890 to 0.8885 allowed against float32: drop of the mean AUC 0.01; share of changed "
+        "decisions 0.02; drop of the mean sensitivity 0.03; max_new 0.5 probabilities off",
         "0.0086 on average, 0.4055 at most, on 200 images (user's images), run by onnxruntime",
+        "run by onnxruntime 1.25% of the decisions differ from float32's",
         "Mass: area under its ROC curve 0.8558 in float32, 0.8591 in this bundle; 24 images have it",
         "Hernia: no area under its ROC curve; 0 images have it",
         "Edema: area under its ROC curve 0.9100 in float32, 0.9000 in this bundle (a drop of 0.0100, interval -0.0020 "
@@ -97,6 +102,23 @@ def test_the_words_say_what_the_manifest_says(make_bundle: Callable[..., Path]) 
     for name, file in facts["files"].items():
         assert f"{name} {file['size']} {file['sha256']}" in text
     assert max(map(len, lines)) <= WIDTH
+
+
+def test_the_criteria_that_failed_are_named(make_bundle: Callable[..., Path]) -> None:
+    failed = {"verdict": "fail", "failed": ["max_changed_decisions", "max_sensitivity_drop"]}
+    text = render(described(make_bundle, gate={**GATE, **failed}))
+    assert "beyond its limit: share of changed decisions, drop of the mean sensitivity" in text
+    older = {key: value for key, value in GATE.items() if key not in ("limits", "failed")}
+    text = render(described(make_bundle, "older", gate=older))
+    assert "allowed" not in text and "beyond" not in text
+
+
+def test_layers_in_float16_are_named(make_bundle: Callable[..., Path]) -> None:
+    plan = {"left": ["stem", "layer1.0.expand"], "of": 62, "reason": "the gate failed with all layers in int8"}
+    text = " ".join(render(described(make_bundle, mixed_precision=plan)).split())
+    assert "2 of 62 layers are float16: stem, layer1.0.expand the gate failed with all layers in int8 Lowering" in text
+    none = render(described(make_bundle, "none", mixed_precision={**plan, "left": []}))
+    assert "float16:" not in none
 
 
 def test_a_bundle_of_little_information_has_a_passport_too(tiny_bundle_directory: Path) -> None:

@@ -141,6 +141,44 @@ def test_without_a_comparison_there_is_no_such_section():
     assert "Lowerings" not in report_html(report)
 
 
+# Precisions
+
+EFFECT = {"mean_difference": 0.031, "max_difference": 0.4, "auc_drop": 0.0123}
+MIXED = {
+    "left": ["stem"],
+    "of": 3,
+    "tried": 2,
+    "images": 64,
+    "reason": "the gate failed with all layers in int8",
+    "layers": {"stem": EFFECT, "md": {"mean_difference": 0.0, "max_difference": 0.0, "auc_drop": None}},
+}
+
+
+def test_the_layers_that_are_left_in_float16_are_drawn_and_named():
+    report = report_of(images(5), bundle_manifest={**MANIFEST, "mixed_precision": MIXED})
+    assert report["precisions"]["rows"][0] == {"layer": "stem", "precision": "float16", **EFFECT}
+    page = report_html(report)
+    text = " ".join(Page(page).text.split())
+    assert "2 layers in int8, 1 left in float16: the gate failed with all layers in int8." in text
+    assert "stem float16 3.10 40.0 0.0123 md int8 0 0" in text
+    assert page.count('class="tail"><title>stem, float16: 3.10 percentage points') == 1
+    assert page.count('class="bar"><title>md, int8: 0 percentage points') == 1
+
+
+def test_where_no_effect_was_measured_there_is_a_sentence_and_no_plot():
+    plan = {**MIXED, "left": [], "images": None, "layers": {}, "reason": "all layers in int8 are good enough"}
+    page = report_html(report_of(images(5), bundle_manifest={**MANIFEST, "mixed_precision": plan}))
+    assert "3 layers in int8, 0 left in float16: all layers in int8 are good enough." in page
+    assert "precisions-title" not in page
+
+
+@pytest.mark.parametrize("manifest", [MANIFEST, {**MANIFEST, "mixed_precision": None}])
+def test_a_bundle_of_one_precision_has_no_such_section(manifest):
+    report = report_of(images(5), bundle_manifest=manifest)
+    assert report["precisions"] == UNAVAILABLE
+    assert "Precision by layer" not in report_html(report)
+
+
 # The files
 
 

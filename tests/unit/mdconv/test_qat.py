@@ -19,8 +19,9 @@ from torch import nn
 
 from build_engine.bundle_writer import write_manifest
 from build_engine.export import to_onnx
+from calibration.insertion import insert, quantize_weight
 from calibration.placement import place
-from calibration.quantize import insert, quantize, quantize_weight
+from calibration.quantize import quantize
 from edge.bundle import CALIBRATION, GOLDEN, sha256_of
 from edge.errors import BundleError, UsageError
 from edge.preprocess import Preprocess
