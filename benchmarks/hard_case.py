@@ -141,7 +141,7 @@ def judge(reference: Infer, candidate: Infer, images: Phantoms, labels: Sequence
     """The gate's figures of `candidate`."""
     truth = np.array([labels_of(seed) for seed in images.seeds])
     unused = dict.fromkeys(labels, 0.5)
-    figures: dict[str, Any] = assess(reference, candidate, images, labels, unused, truth, 1.0)["figures"]
+    figures: dict[str, Any] = assess(reference, candidate, images, labels, unused, truth)["figures"]
     return figures
 
 
