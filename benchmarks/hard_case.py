@@ -137,11 +137,11 @@ def runner(model: onnx.ModelProto) -> Infer:
     return lambda images: np.concatenate([session.run(["logits"], {"image": image[None]})[0] for image in images])
 
 
-def judge(reference: Infer, candidate: Infer, images: Phantoms, labels: Sequence[str]) -> dict[str, Any]:
-    """The gate's figures of `candidate`."""
+def judge(reference: Infer, candidate: Infer, images: Phantoms, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The gate's figures of `candidate`, a form of `checkpoint`."""
     truth = np.array([labels_of(seed) for seed in images.seeds])
-    unused = dict.fromkeys(labels, 0.5)
-    figures: dict[str, Any] = assess(reference, candidate, images, labels, unused, truth)["figures"]
+    gate = assess(reference, candidate, images, checkpoint.labels, checkpoint.thresholds, truth)
+    figures: dict[str, Any] = gate["figures"]
     return figures
 
 
@@ -177,14 +177,14 @@ def main() -> int:
         save_checkpoint(hard, options.save)
     model = to_onnx(hard, 1, size)
     reference = runner(model)
-    kept = judge(runner(to_onnx(demo, 1, size)), reference, images, demo.labels)
+    kept = judge(runner(to_onnx(demo, 1, size)), reference, images, demo)
     print(f"{options.images} synthetic phantoms of {size} pixels, calibrated on {options.calibration_images} others")
     print(f"float32, spread 1:{options.spread:g} against the checkpoint itself: {_shown(kept)}", flush=True)
     equalized, _ = equalize(model, calibration)
-    rows = {"float32": kept, "float32, equalized": judge(reference, runner(equalized), images, demo.labels)}
+    rows = {"float32": kept, "float32, equalized": judge(reference, runner(equalized), images, demo)}
     print(f"float32, equalized, against that: {_shown(rows['float32, equalized'])}", flush=True)
     for name in options.variants:
-        rows[name] = judge(reference, runner(quantized_as(VARIANTS[name], model, calibration)), images, demo.labels)
+        rows[name] = judge(reference, runner(quantized_as(VARIANTS[name], model, calibration)), images, demo)
         print(f"INT8, {name}: {_shown(rows[name])}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

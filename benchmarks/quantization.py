@@ -80,11 +80,11 @@ class Judges:
 
     def figures(self, found: NDArray[np.float32]) -> dict[str, Any]:
         """The figures of (N, L) logits `found`."""
+        labels, thresholds = self.checkpoint.labels, self.checkpoint.thresholds
+        points = np.array([thresholds[label] for label in labels])
         return {
-            **agreement(probabilities(self.expected), probabilities(found)),
-            **figures_on_labels(
-                self.expected, found, self.checkpoint.labels, self.truth, self.checkpoint.thresholds or {}
-            ),
+            **agreement(probabilities(self.expected), probabilities(found), points),
+            **figures_on_labels(self.expected, found, labels, self.truth, thresholds),
         }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -19,25 +18,22 @@ from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, gate_images
+from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, existing_folder, gate_images
+from build_engine.int8 import Int8Files, build_int8, calibrate_portable
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
-from build_engine.mixed_precision import Trial, first_plan, mixed_model, next_plan
+from build_engine.mixed_precision import Trial
 from build_engine.precision import to_float16
 from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
 from build_engine.verify import Verified, say, verify
 from build_engine.weights import choose_weights
-from calibration.dataset import CalibrationSet
 from calibration.judge import portable_runner
 from calibration.limits import Limits
-from calibration.quantize import Calibrated, calibrate
-from calibration.repair_summary import summarise
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
 from edge.errors import BundleError, MachineError
 from edge.gate import FAIL, NOT_ASSESSED
 from edge.preprocess import Preprocess
-from edge.progress import ProgressLine
 from edge.signature import SIGNATURE, fingerprint, load_private_key
 from mdconv.checkpoint import Checkpoint
 
@@ -103,6 +99,8 @@ def build_bundle(options: BuildOptions) -> Path:
     backend = _choose_backend(options.backend)
     check_lowering(options.lowering, backend)
     check_threshold_options(options.thresholds, options.threshold_data, options.gate_data)
+    if options.gate_data is not None:
+        existing_folder(options.gate_data, "--gate-data")
     if backend == "tensorrt":
         probe_platform()  # what is missing is said now, not after the calibration
     name = f"{checkpoint.network}-{options.precision}-{backend}"
@@ -164,9 +162,15 @@ def build_bundle(options: BuildOptions) -> Path:
         }
         attempt = functools.partial(_attempt, options, directory, backend, judges)
         if options.precision == "int8":
-            calibrated = _calibrate(options, directory, dataset, origin)
             trial = Trial(
-                calibrated,
+                calibrate_portable(
+                    directory / PORTABLE_MODEL,
+                    dataset,
+                    origin,
+                    options.calibration_method,
+                    equalization=options.equalization,
+                    bias_correction=options.bias_correction,
+                ),
                 golden=np.split(golden, len(golden)),
                 golden_limit=GOLDEN_LIMIT["int8"],
                 gate=judges and judges.directory,
@@ -175,12 +179,12 @@ def build_bundle(options: BuildOptions) -> Path:
                 thresholds=checkpoint.thresholds,
                 limits=options.limits,
             )
-            plan = first_plan(trial, options.mixed_precision)
-            verified = attempt({**known, **_write_int8(directory, trial, plan, dataset, origin)})
-            if verified.gate["verdict"] == FAIL and options.mixed_precision != "off" and not plan["left"]:
-                failure = f"the gate failed ({verified.gate['reason']})"
-                if (next_one := next_plan(trial, plan, failure)) is not None:
-                    verified = attempt({**known, **_write_int8(directory, trial, next_one, dataset, origin)})
+            files = Int8Files(directory, dataset, origin)
+            verified = build_int8(
+                trial,
+                options.mixed_precision,
+                lambda plan: attempt({**known, **files.write(trial.calibrated, plan)}),
+            )
         else:
             _write_float(options.precision, directory)
             verified = attempt({**known, "calibration": NO_CALIBRATION, "mixed_precision": None})
@@ -246,37 +250,6 @@ def _write_float(precision: str, directory: Path) -> None:
     """Write the float model of `precision` beside the portable one, which is float32's."""
     if precision == "fp16":
         save_model(to_float16(onnx.load(directory / PORTABLE_MODEL)), directory / model_file("fp16"))
-
-
-def _calibrate(options: BuildOptions, directory: Path, dataset: CalibrationSet, origin: str) -> Calibrated:
-    """Calibrate the portable model."""
-    say(f"calibrating on {len(dataset)} images ({origin}) by {options.calibration_method}")
-    with ProgressLine("calibration") as progress:
-        calibrated = calibrate(
-            onnx.load(directory / PORTABLE_MODEL),
-            dataset,
-            options.calibration_method,
-            progress,
-            equalization=options.equalization,
-            bias_correction=options.bias_correction,
-        )
-    for repair, what in summarise(calibrated.quantized()[1]).items():
-        say(f"{repair.replace('_', ' ')}: {'switched off' if what is None else what['summary']}")
-    return calibrated
-
-
-def _write_int8(
-    directory: Path, trial: Trial, plan: Mapping[str, Any], dataset: CalibrationSet, origin: str
-) -> dict[str, Any]:
-    """Write the int8 model by `plan` and ``calibration.json``; returns the manifest's entries on both."""
-    save_model(mixed_model(trial.calibrated, plan["left"]), directory / model_file("int8"))
-    _, record = trial.calibrated.quantized(plan["left"])
-    chosen = {"images": origin, "selection": dataset.choice.to_json() if dataset.choice else None}
-    (directory / CALIBRATION).write_text(
-        json.dumps({**record, **chosen, "pixels": sorted(dataset.pixels)}, indent=1) + "\n"
-    )
-    facts = {**{key: record[key] for key in ("method", "count", "digest")}, **chosen, **summarise(record)}
-    return {"calibration": facts, "mixed_precision": dict(plan)}
 
 
 def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:

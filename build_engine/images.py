@@ -17,17 +17,17 @@ from edge.errors import UsageError
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
-from mdconv.data.phantom import labels_of
+from mdconv.data.phantom import CALIBRATION_SEEDS, TEST_SEEDS, labels_of
 from mdconv.data.phantom.folder import phantom_name, write_folder, write_phantoms
 
-CALIBRATION_SEED = 3_000_000
+CALIBRATION_SEED = CALIBRATION_SEEDS.start
 CALIBRATION_POOL = 4096
 """How many phantoms there are to choose from: their findings are known without rendering them."""
 CALIBRATION_IMAGES = 128
 """Most images to calibrate on, unless the user says otherwise."""
 MINIMUM = 16
 """Least images for INT8: with fewer, a range is that of a few patients. A user who asks for fewer gets them."""
-GATE_SEED = 2_000_000
+GATE_SEED = TEST_SEEDS.start
 GATE_PHANTOMS = 200
 
 
@@ -88,7 +88,7 @@ def check_apart(
     for option, directory in others.items():
         if directory is None:
             continue
-        _existing(directory, option)
+        existing_folder(directory, option)
         if given is not None and directory.samefile(given if given.is_dir() else given.parent):
             raise UsageError(
                 f"--calibration-data and {option} are one folder: a model looks too good on the images that its ranges "
@@ -103,13 +103,14 @@ def check_apart(
 def gate_images(given: Path | None, *, on_phantoms: bool, size: int, scratch: Path) -> ImageFolder | None:
     """The folder to judge the build by: the one `given`, or labelled phantoms, or None."""
     if given is not None:
-        return ImageFolder(_existing(given, "--gate-data"), "user's images")
+        return ImageFolder(existing_folder(given, "--gate-data"), "user's images")
     if not on_phantoms:
         return None
     return _phantoms(scratch / "gate", GATE_SEED, GATE_PHANTOMS, size)
 
 
-def _existing(directory: Path, option: str) -> Path:
+def existing_folder(directory: Path, option: str) -> Path:
+    """`directory`, which `option` named. Raises `UsageError` if it is no folder."""
     if not directory.is_dir():
         raise UsageError(f"{option} {directory} is no folder: name one that holds radiographs")
     return directory

@@ -113,7 +113,7 @@ def first_plan(trial: Trial, choice: str) -> dict[str, Any]:
     if choice == "off":
         return {**plan, "reason": "switched off"}
     if trial.self_test(()):
-        return {**plan, "reason": "all layers in int8 are good enough"}
+        return {**plan, "reason": "the self-test passes with all layers in int8"}
     return next_plan(trial, plan, "the self-test failed") or {**plan, "reason": "not even float16 in all layers helps"}
 
 
@@ -132,6 +132,7 @@ def next_plan(trial: Trial, plan: Mapping[str, Any], failure: str) -> dict[str, 
 
     left = smallest_set(by_effect(effects["layers"]), passes)
     if left is None:
+        say("mixed precision: not even all layers in float16 are enough")
         return None
     ordered = [layer for layer in trial.calibrated.layers if layer in left]
     reason = f"{failure} with all layers in int8; with these in float16 it passes, with one fewer it does not"

@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from calibration.dataset import from_folder, pixel_digest
 from calibration.gate import LABELS_FILE, assess, read_labels
 from calibration.limits import Limits
 from edge.backends import Backend
+from edge.backends.onnxruntime import open_session
 from edge.bundle import CALIBRATION, PORTABLE_MODEL, Bundle
 from edge.errors import BundleError, InputRefusedError, UsageError
 from edge.preprocess import Preprocess, load_image
@@ -40,8 +40,11 @@ class Float32Outputs(NamedTuple):
 
 
 def portable_runner(model: Path) -> Callable[[NDArray[np.uint8]], Float32Outputs]:
-    """The float32 reference: runs (N, 1, S, S) uint8 images through the portable `model`, one at a time."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    """The float32 reference: runs (N, 1, S, S) uint8 images through the portable `model`, one at a time.
+
+    Raises `BundleError` for a model that ONNX Runtime cannot load.
+    """
+    session = open_session(model, threads=0)
     names = [output.name for output in session.get_outputs()]
 
     def run(images: NDArray[np.uint8]) -> Float32Outputs:
@@ -81,13 +84,22 @@ def judge(
     gate |= {
         "data": origin,
         "ran_on": backend.name,
-        "backend": {key: value for key, value in backend.facts.items() if key != "layers"},
+        "backend": _without_places(backend.facts),
         "machine": {key: machine[key] for key in ("architecture", "cpu", "jetson")},
         "time": timestamp(),
     }
     if bundle.manifest["backend"] == "tensorrt-rtx":
         gate["note"] = RTX_NOTE
     return gate
+
+
+def _without_places(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A backend's facts, less its layers and what errors said, which names folders of this machine."""
+    kept = {key: value for key, value in facts.items() if key != "layers"}
+    for key, end in (("chosen_because", " ("), ("fallback", ": ")):
+        if key in kept:
+            kept[key] = kept[key].partition(end)[0]
+    return kept
 
 
 class Judges(NamedTuple):
@@ -112,17 +124,16 @@ def _calibration_pixels(bundle: Bundle, say: Callable[[str], None]) -> dict[str,
     """The pixel digests that ``calibration.json`` has, and what an image of theirs is. Raises `BundleError`."""
     if not bundle.manifest["calibration"].get("method"):
         return {}
-    path = bundle.directory / CALIBRATION
+    path = bundle.path(CALIBRATION)
     try:
-        pixels = json.loads(path.read_text(encoding="utf-8")).get("pixels")
-    except FileNotFoundError:
-        pixels = None
-    except (OSError, ValueError, AttributeError) as error:
+        pixels = json.loads(path.read_text(encoding="utf-8")).get("pixels") if path else None
+        known = dict.fromkeys(pixels or (), f"one of those that the bundle was calibrated on ({CALIBRATION})")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"{path} cannot be read ({error}): build the bundle anew") from None
     if pixels is None:
         say("gate: the bundle does not say what images it was calibrated on, so some of them may judge it now")
         return {}
-    return dict.fromkeys(pixels, f"one of those that the bundle was calibrated on ({CALIBRATION})")
+    return known
 
 
 def load_images(

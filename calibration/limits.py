@@ -26,10 +26,12 @@ class Limits:
     def exceeded(self, figures: Mapping[str, float | None]) -> list[str]:
         """Names of the limits that `figures`, by the same names, go beyond; what is not known goes beyond none."""
         allowed = self.to_json()
-        return [name for name, value in figures.items() if value is not None and value > allowed[name]]
+        # A difference of shares is not exact: 0.90 - 0.88 is 0.020000000000000018 in binary arithmetic.
+        return [name for name, value in figures.items() if value is not None and value > allowed[name] + _ROUNDING]
 
 
 DEFAULTS = Limits()
+_ROUNDING = 1e-12
 HELP = {
     "max_auc_drop": "mean AUC that may be lost against float32",
     "max_mean_difference": "how far a probability may be from float32's on average",

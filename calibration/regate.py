@@ -43,7 +43,7 @@ def regate(
     if not os.access(bundle.directory, os.W_OK):  # said now, not after the work
         raise MachineError(f"{directory} cannot be written, where the verdict goes: grant permission, or copy it")
     with open_backend(bundle, backend) as opened:
-        say(f"gate: {bundle.name} in {opened.name}")
+        say(f"gate: {bundle.name} in {opened.name}: {opened.facts['chosen_because']}")
         gate = judge(bundle, opened, images, origin, limits, say)
     before = bundle.manifest["gate"]
     if gate["verdict"] == NOT_ASSESSED and bundle.gate_verdict == FAIL:
@@ -68,6 +68,7 @@ def _replace_manifest(bundle: Bundle, manifest: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.chmod(place.stat().st_mode & 0o777)  # mkstemp makes it private
+        require_unsigned(bundle.directory)  # again: it may have been signed while the gate ran
         if sha256_of(place) != bundle.sha256:
             raise BundleError(f"{place} was changed while the gate ran, so its verdict was not written: run it again")
         partial.replace(place)

@@ -140,7 +140,7 @@ def _parse_manifest(directory: Path, content: bytes) -> tuple[dict[str, Any], st
     path = directory / MANIFEST
     try:
         manifest = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}): copy the bundle again from where it was made") from None
     _check_manifest(manifest, path)
     return manifest, hashlib.sha256(content).hexdigest()
@@ -165,15 +165,21 @@ def _check_manifest(manifest: Any, path: Path) -> None:
     for key in ("network", "input_size", "batch", "labels", "thresholds"):
         if key not in model:
             raise BundleError(f"{path}: model has no {key!r}: {again}")
-    if sorted(model["labels"]) != sorted(model["thresholds"]):
+    for key, kind in (("labels", list), ("thresholds", dict)):
+        if not isinstance(model[key], kind):
+            raise BundleError(f"{path}: model's {key!r} is {model[key]!r}, expected {kind.__name__}: {again}")
+    if sorted(map(repr, model["labels"])) != sorted(map(repr, model["thresholds"])):
         raise BundleError(f"{path}: thresholds and labels name different findings: {again}")
+    for label, threshold in model["thresholds"].items():
+        if type(threshold) not in (int, float):
+            raise BundleError(f"{path}: the threshold of {label!r} is {threshold!r}, expected a number: {again}")
     for name in (PORTABLE_MODEL, model_file(manifest["precision"]), GOLDEN):
         if name not in manifest["files"]:
             raise BundleError(f"{path} lists no {name}: {again}")
     for name, facts in manifest["files"].items():
         if Path(name).name != name or name in (MANIFEST, SIGNATURE):
             raise BundleError(f"{path} lists {name!r}, which is not a plain file name: refuse this bundle")
-        if not isinstance(facts, dict) or not {"sha256", "size"} <= facts.keys():
+        if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str) or "size" not in facts:
             raise BundleError(f"{path}: file {name!r} has no sha256 and size: {again}")
 
 

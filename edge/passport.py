@@ -144,6 +144,10 @@ def _calibration(calibration: Mapping[str, Any]) -> Iterator[str]:
     if findings := selection.get("findings"):
         yield f"images that have each finding: {_facts(findings)}"
     yield f"digest of the images {calibration['digest']}"
+    for repair in ("equalization", "bias_correction"):
+        if repair in calibration:
+            done = calibration[repair]
+            yield f"{repair.replace('_', ' ')}: {done['summary'] if done else 'switched off'}"
 
 
 def _gate(gate: Mapping[str, Any]) -> Iterator[str]:

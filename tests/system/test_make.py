@@ -160,6 +160,7 @@ def test_building_twice_gives_the_same_models(fp32_bundle: Path, tmp_path: Path)
     [
         (["--checkpoint", "missing.safetensors"], 2, "no checkpoint at missing.safetensors"),
         (["--calibration-data", "missing"], 2, "--calibration-data missing is no folder"),
+        (["--fp16", "--gate-data", "missing"], 2, "--gate-data missing is no folder"),
         (["--batch", "0"], 2, "0 is less than 1"),
         (["--max-auc-drop", "2"], 2, "2 is not between 0 and 1"),
         (["--max-changed-decisions", "-1"], 2, "-1 is not between 0 and 1"),

@@ -30,7 +30,7 @@ def test_the_hard_case_is_the_same_function(models: tuple[Any, Any]) -> None:
     for image in CALIBRATION:
         np.testing.assert_allclose(runner(hard)(image), runner(demo)(image), rtol=0, atol=2e-5)
     # On other images a channel may pass ReLU6's bound that did not before: rarely.
-    figures = judge(runner(demo), runner(hard), TEST, load_checkpoint(DEMO_CHECKPOINT).labels)
+    figures = judge(runner(demo), runner(hard), TEST, load_checkpoint(DEMO_CHECKPOINT))
     assert figures["mean_difference"] < 1e-3
 
 
@@ -49,11 +49,11 @@ def test_channels_around_every_depthwise_layer_are_spread(models: tuple[Any, Any
 def test_what_is_lost_without_repair_is_kept_with_it(models: tuple[Any, Any]) -> None:
     """With the repairs the hard network loses what the demo's loses; without them many times that."""
     demo, hard = models
-    labels = load_checkpoint(DEMO_CHECKPOINT).labels
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
 
     def lost(model: Any, variant: str) -> float:
         quantized = quantized_as(VARIANTS[variant], model, CALIBRATION)
-        return float(judge(runner(model), runner(quantized), TEST, labels)["mean_difference"])
+        return float(judge(runner(model), runner(quantized), TEST, checkpoint)["mean_difference"])
 
     easy = lost(demo, "default")
     assert lost(hard, "default") < 1.25 * easy

@@ -48,7 +48,7 @@ def test_all_in_int8_where_that_is_good_enough() -> None:
     plan = first_plan(trial(LOOSE), "auto")
     assert plan == {
         **{"left": [], "of": 3, "tried": 0, "images": None, "layers": {}},
-        "reason": "all layers in int8 are good enough",
+        "reason": "the self-test passes with all layers in int8",
     }
 
 

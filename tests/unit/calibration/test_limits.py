@@ -32,6 +32,12 @@ def test_what_reaches_its_limit_or_is_not_known_exceeds_nothing() -> None:
         assert limits.exceeded({**limits.to_json(), name: value + 1e-9}) == [name]
 
 
+def test_a_drop_that_is_its_limit_but_for_rounding_passes() -> None:
+    drop = 45 / 50 - 44 / 50
+    assert drop > 0.02  # binary arithmetic
+    assert Limits(max_sensitivity_drop=0.02).exceeded({"max_sensitivity_drop": drop}) == []
+
+
 @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "much"])
 def test_a_limit_is_a_share(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import numpy_helper
 
 from build_engine.bundle_writer import write_manifest
@@ -25,8 +26,8 @@ from calibration.dataset import from_folder, pixel_digest
 from calibration.limits import DEFAULTS, NAMES
 from calibration.quantize import quantize
 from calibration.regate import main, regate
-from edge.bundle import MANIFEST, load_bundle
-from edge.errors import BundleError, UsageError
+from edge.bundle import MANIFEST, Bundle, load_bundle, sign_bundle
+from edge.errors import BundleError, MachineError, UsageError
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess, load_image
 from tests.conftest import tiny_network, write_tiny_bundle
@@ -134,6 +135,21 @@ def test_a_good_bundle_passes(bundle: Path, labelled: Path, capsys: pytest.Captu
     assert "gate: pass: mean AUC 1.0000 to" in shown.err and "95 % interval" in shown.err
 
 
+def test_the_manifest_names_no_folder_of_this_machine(
+    bundle: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why TensorRT cannot run is printed; the manifest, which is handed on, has no more than that it cannot."""
+
+    def fail(_: Bundle) -> None:
+        raise MachineError("the engine cache cannot be used: Permission denied (/home/someone/.cache)")
+
+    monkeypatch.setattr("edge.backends.tensorrt.open_tensorrt", fail)
+    assert main([str(bundle), "--gate-data", str(labelled)]) == 0
+    assert "/home/someone" in capsys.readouterr().err
+    assert gate_of(bundle)["backend"]["chosen_because"] == "auto: TensorRT cannot run here"
+    assert "/" not in json.dumps(gate_of(bundle)["backend"])
+
+
 def test_a_sabotaged_bundle_fails_and_no_longer_runs(
     bundle: Path, labelled: Path, unlabelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,10 +220,20 @@ def test_a_bundle_that_does_not_know_its_calibration_images_says_so(
             renew(bundle)
         assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 0
         assert "does not say what images it was calibrated on" in capsys.readouterr().err
-    (bundle / "calibration.json").write_text("[]")
+    for record in ("[]", '{"pixels": 3}'):
+        (bundle / "calibration.json").write_text(record)
+        renew(bundle)
+        assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
+        assert "calibration.json cannot be read" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_portable_model_that_does_not_load_is_one_line(
+    bundle: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "model.onnx").write_bytes(b"no model")
     renew(bundle)
     assert main([str(bundle), "--gate-data", str(labelled), "--backend", "onnxruntime"]) == 3
-    assert "calibration.json cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert "model.onnx" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
@@ -221,6 +247,19 @@ def test_a_manifest_that_changed_meanwhile_is_left_alone(bundle: Path, labelled:
     with pytest.raises(BundleError, match="was changed while the gate ran"):
         regate(bundle, labelled, "test", DEFAULTS, "onnxruntime", change)
     assert (bundle / MANIFEST).read_bytes() == changed[0]
+    assert not list(bundle.glob(".*"))
+
+
+def test_a_bundle_that_was_signed_meanwhile_is_left_alone(bundle: Path, labelled: Path) -> None:
+    before = (bundle / MANIFEST).read_bytes()
+
+    def sign(text: str) -> None:
+        if "comparing" in text:
+            sign_bundle(bundle, Ed25519PrivateKey.generate())
+
+    with pytest.raises(BundleError, match="is signed, so its manifest is not written again"):
+        regate(bundle, labelled, "test", DEFAULTS, "onnxruntime", sign)
+    assert (bundle / MANIFEST).read_bytes() == before
     assert not list(bundle.glob(".*"))
 
 

@@ -100,11 +100,16 @@ def test_no_directory_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
         (lambda m: m.update(precision="int4"), "precision 'int4' is none of"),
         (lambda m: m["model"].pop("thresholds"), "model has no 'thresholds'"),
         (lambda m: m["model"]["thresholds"].pop("Mass"), "name different findings"),
+        (lambda m: m["model"].update(labels=3), "model's 'labels' is 3, expected list"),
+        (lambda m: m["model"].update(thresholds=["Mass"]), "model's 'thresholds' is .*, expected dict"),
+        (lambda m: m["model"]["labels"].append(3), "name different findings"),
+        (lambda m: m["model"]["thresholds"].update(Mass="0.5"), "the threshold of 'Mass' is '0.5', expected a number"),
         (lambda m: m["files"].pop(GOLDEN), f"lists no {GOLDEN}"),
         (lambda m: m.update(precision="int8"), "lists no model.int8.onnx"),
         (lambda m: m["files"].update({"../outside": {"sha256": "", "size": 0}}), "not a plain file name"),
         (lambda m: m["files"].update({"/etc/hostname": {"sha256": "", "size": 0}}), "not a plain file name"),
         (lambda m: m["files"].update({GOLDEN: {"size": 3}}), "has no sha256 and size"),
+        (lambda m: m["files"][GOLDEN].update(sha256=0), "has no sha256 and size"),
     ],
 )
 def test_a_manifest_that_does_not_hold_is_refused(
@@ -116,7 +121,7 @@ def test_a_manifest_that_does_not_hold_is_refused(
         load_bundle(directory)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
 def test_what_is_no_json_object_is_refused(tiny_bundle_directory: Path, tmp_path: Path, content: bytes) -> None:
     directory = copy_of(tiny_bundle_directory, tmp_path)
     (directory / MANIFEST).write_bytes(content)

@@ -166,9 +166,9 @@ def test_the_layers_that_are_left_in_float16_are_drawn_and_named():
 
 
 def test_where_no_effect_was_measured_there_is_a_sentence_and_no_plot():
-    plan = {**MIXED, "left": [], "images": None, "layers": {}, "reason": "all layers in int8 are good enough"}
+    plan = {**MIXED, "left": [], "images": None, "layers": {}, "reason": "the self-test passes with all layers in int8"}
     page = report_html(report_of(images(5), bundle_manifest={**MANIFEST, "mixed_precision": plan}))
-    assert "3 layers in int8, 0 left in float16: all layers in int8 are good enough." in page
+    assert "3 layers in int8, 0 left in float16: the self-test passes with all layers in int8." in page
     assert "precisions-title" not in page
 
 
