@@ -166,7 +166,9 @@ def verdict(rows: Sequence[Row]) -> str:
         better &= mine <= least
         parts.append(f"{what} {mine:.4f}, the least of the others {least:.4f} ({TITLES[best.way]})")
     answer = "is" if better else "is NOT"
-    return f"The default of make.py {answer} at least as accurate as all others: {'; '.join(parts)}."
+    return (
+        f"The default of make.py {answer} at least as accurate as all others that TensorRT takes: {'; '.join(parts)}."
+    )
 
 
 def _drop(figures: Mapping[str, Any]) -> float:
