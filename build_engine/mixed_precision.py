@@ -24,6 +24,7 @@ from calibration.judge import images_of, load_images
 from calibration.limits import Limits
 from calibration.quantize import Calibrated
 from calibration.sensitivity import by_effect, layer_effects, logits_of, smallest_set
+from edge.errors import UsageError
 from edge.gate import FAIL
 from edge.preprocess import Preprocess
 from edge.progress import ProgressLine
@@ -64,14 +65,15 @@ class Trial:
 
     @cached_property
     def images(self) -> Images | None:
-        """The gate's first `MOST_IMAGES`. Raises `UsageError`."""
+        """`MOST_IMAGES` of the gate's at most, evenly spread: a table may be sorted. Raises `UsageError`."""
         if self.gate is None:
             return None
         paths, truth, patients = images_of(self.gate, self.labels, self.preprocess)
         with ProgressLine("mixed precision") as progress:
-            pixels = list(load_images(paths[:MOST_IMAGES], self.preprocess, progress, "--gate-data"))
-        truth = None if truth is None else truth[:MOST_IMAGES]
-        return Images(pixels, truth, None if patients is None else patients[:MOST_IMAGES])
+            step = -(-len(paths) // MOST_IMAGES)
+            pixels = list(load_images(paths[::step], self.preprocess, progress, "--gate-data"))
+        truth = None if truth is None else truth[::step]
+        return Images(pixels, truth, None if patients is None else patients[::step])
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
@@ -126,7 +128,11 @@ def next_plan(trial: Trial, plan: Mapping[str, Any], failure: str) -> dict[str, 
     def passes(left: tuple[str, ...]) -> bool:
         nonlocal tried
         tried += 1
-        passed = trial.passes(left)
+        try:
+            passed = trial.passes(left)
+        except UsageError as error:  # a weight beyond float16's range: other layers may be enough
+            say(f"mixed precision: {error}")
+            passed = False
         say(f"mixed precision: {len(left)} of {plan['of']} layers in float16: {'pass' if passed else FAIL}")
         return passed
 

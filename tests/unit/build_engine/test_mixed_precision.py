@@ -98,3 +98,24 @@ def test_a_layer_that_is_left_is_float16_with_its_activation() -> None:
         "b_relu.to_float32",
     ]
     assert all(not lower(model, kind).functions for kind in KINDS if kind != "plugin")
+
+
+def test_a_weight_beyond_float16_does_not_end_the_search(capsys: pytest.CaptureFixture[str]) -> None:
+    """Layer `a`, the first of the order, cannot be left: sets that have it fail, and the reason is said."""
+    found = trial(STRICT)
+    weight = initializers(found.calibrated.model.graph)["a_weight"]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[-1] = 7e4
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    effects = {name: {"mean_difference": size} for name, size in (("a", 3.0), ("b", 2.0), ("c", 1.0))}
+    plan = next_plan(found, {"left": [], "of": 3, "images": 4, "layers": effects}, "the self-test failed")
+    assert plan is None
+    assert "a_weight reaches 7e+04, float16 ends at 65504" in capsys.readouterr().err
+
+
+def test_images_are_spread_over_a_sorted_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("build_engine.mixed_precision.MOST_IMAGES", 4)
+    images = trial(LOOSE, folder).images
+    assert images is not None
+    wanted = [cv2.imread(str(folder / f"{number}.png"), cv2.IMREAD_GRAYSCALE) for number in (0, 3, 6, 9)]
+    np.testing.assert_array_equal(np.concatenate(images.pixels)[:, 0], wanted)
