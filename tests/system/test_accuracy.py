@@ -105,6 +105,7 @@ def test_int8_plugin_graph_says_what_the_qdq_graph_says(int8_bundle: Path) -> No
     with OnnxRuntimeBackend(bundle) as backend:
         expected = results.probabilities(backend.infer(np.stack(images)[:, None]).logits)
     found = results.probabilities(np.concatenate([plugin.run(image[None, None])["logits"] for image in images]))
-    np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+    named = expected[np.arange(len(expected)), found.argmax(axis=1)]
+    assert (expected.max(axis=1) - named).max() <= 0.001, "the same first finding, or one of two that are all but equal"
     assert np.abs(found - expected).mean() <= 0.002
     assert len(set(expected.argmax(axis=1))) > 3
