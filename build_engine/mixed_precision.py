@@ -141,7 +141,9 @@ def next_plan(trial: Trial, plan: Mapping[str, Any], failure: str) -> dict[str, 
         say("mixed precision: not even all layers in float16 are enough")
         return None
     ordered = [layer for layer in trial.calibrated.layers if layer in left]
-    reason = f"{failure} with all layers in int8; with these in float16 it passes, with one fewer it does not"
+    reason = (
+        f"{failure} with all layers in int8; with these in float16 it passes, with any one of them in int8 it does not"
+    )
     say(f"mixed precision: left in float16: {', '.join(ordered)}")
     return {**plan, **effects, "left": ordered, "tried": tried, "reason": reason}
 

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from calibration.graph import MDCONV, add_constant, attributes, initializers, replace_nodes
 from calibration.insertion import insert
 from calibration.placement import Placement
+from edge.backends.onnxruntime import open_session
 
 _FINENESS = 1 << 20
 """Means are summed in such parts of the least step that the convolution's integer sums can make."""
@@ -58,9 +58,7 @@ def measure_shifts(
     exact = _with_plain_convolutions(model)
     quantized = insert(exact, placement, dict(scales))
     steps = _steps(exact.graph, quantized.graph, placement)
-    session = onnxruntime.InferenceSession(
-        _side_by_side(exact, quantized, steps).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = open_session(_side_by_side(exact, quantized, steps).SerializeToString(), threads=0)
     source = session.get_inputs()[0].name
     outputs = [_shift_of(name) for name in steps]
     sums = {name: np.zeros(len(step), np.int64) for name, step in steps.items()}

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from calibration.graph import CONVOLUTIONS, MDCONV, add_constant, attributes, consumers, initializers, producers
+from edge.backends.onnxruntime import open_session
 from edge.errors import MachineError, UsageError
 
 MOST_DOUBLINGS = 16
@@ -169,7 +169,7 @@ def survey(model: onnx.ModelProto, tensors: Sequence[str], images: Iterable[NDAr
         watched.graph.node.append(helper.make_node("Abs", [tensor], [magnitudes], name=magnitudes))
         watched.graph.node.append(helper.make_node("ReduceMax", [magnitudes, axes], [peaks], name=peaks, keepdims=0))
         watched.graph.output.append(onnx.ValueInfoProto(name=peaks))
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(watched.SerializeToString(), threads=0)
     source = session.get_inputs()[0].name
     found = Survey({}, [])
     for image in images:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from calibration.bias_correction import Shift, correct, measure_shifts
@@ -20,6 +19,7 @@ from calibration.equalization import equalize
 from calibration.insertion import insert, scale_of
 from calibration.observers import METHODS, Histogram
 from calibration.placement import Placement, activations, place
+from edge.backends.onnxruntime import open_session
 from edge.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -76,14 +76,10 @@ def quantize(
     images: Images,
     method: str = "mse",
     progress: Progress | None = None,
-    *,
-    equalization: bool = False,
-    bias_correction: bool = False,
+    **repairs: bool,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """A quantized copy of a float32 `model`, and what ``calibration.json`` says about it; as `calibrate`."""
-    return calibrate(
-        model, images, method, progress, equalization=equalization, bias_correction=bias_correction
-    ).quantized()
+    return calibrate(model, images, method, progress, **repairs).quantized()
 
 
 def calibrate(
@@ -169,7 +165,7 @@ def observe(
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(watched.SerializeToString(), threads=0)
     (source,) = session.get_inputs()
     histograms = {name: Histogram() for name in tensors}
     for number, image in enumerate(_Pass(model, images, "calibrating", progress), start=1):

@@ -1,8 +1,8 @@
 """Which layers int8 costs most, and the smallest set of them to leave out of it so that a model passes.
 
 A layer's effect is what rounding its inputs and weights alone changes, all others being float32. The layers are then
-left out in the order of their effects until the model passes, and each of them is taken back if it passes without. So
-no layer of the set can be missed; that no other set is smaller is not shown, since there are 2^n of them.
+left out in the order of their effects until the model passes, and layers are taken back as long as it passes without
+one. So it fails with any one of the set taken back; that no other set is smaller is not shown, since there are 2^n.
 """
 
 from __future__ import annotations
@@ -94,8 +94,13 @@ def smallest_set(order: Sequence[str], passes: Passes) -> tuple[str, ...] | None
         else:
             fails = middle
     left = tuple(order[:enough])
-    for layer in order[:enough][::-1]:
-        fewer = tuple(name for name in left if name != layer)
+    shown: set[str] = set()
+    """Layers without one of which the model fails, the others of `left` being left."""
+    while rest := [layer for layer in reversed(left) if layer not in shown]:
+        fewer = tuple(name for name in left if name != rest[0])
         if fewer and passes(fewer):
             left = fewer
+            shown.clear()  # what was needed beside this layer may not be without it
+        else:
+            shown.add(rest[0])
     return left

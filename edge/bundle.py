@@ -30,6 +30,8 @@ PORTABLE_MODEL = "model.onnx"
 ENGINE = "model.engine"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
+MIXED_PRECISION = {"left", "of", "reason", "images", "layers"}
+"""What the manifest says of the layers that an int8 bundle leaves in float16, at least."""
 PLUGIN_LIBRARY = "libmdconv_plugin.so"
 
 _REQUIRED: Mapping[str, type] = {
@@ -173,6 +175,9 @@ def _check_manifest(manifest: Any, path: Path) -> None:
     for label, threshold in model["thresholds"].items():
         if type(threshold) not in (int, float):
             raise BundleError(f"{path}: the threshold of {label!r} is {threshold!r}, expected a number: {again}")
+    plan = manifest.get("mixed_precision")
+    if plan is not None and not (isinstance(plan, dict) and plan.keys() >= MIXED_PRECISION):
+        raise BundleError(f"{path}: mixed_precision has not all of {', '.join(sorted(MIXED_PRECISION))}: {again}")
     for name in (PORTABLE_MODEL, model_file(manifest["precision"]), GOLDEN):
         if name not in manifest["files"]:
             raise BundleError(f"{path} lists no {name}: {again}")

@@ -32,6 +32,11 @@ def model_to_run(bundle: Bundle) -> Path:
     return path
 
 
+REWRITES = ("WeightBiasQuantization",)
+"""Optimizations of ONNX Runtime that change what a Q/DQ graph computes: this one rounds the bias of a convolution that
+reads and writes int8 (microsoft/onnxruntime#22969, #25673), where the graph and TensorRT add it in float32."""
+
+
 def open_session(model: Path | bytes, threads: int) -> Any:
     """An ``onnxruntime.InferenceSession`` of `model` on the CPU, `threads` (0: all there are) computing one image.
 
@@ -50,7 +55,9 @@ def open_session(model: Path | bytes, threads: int) -> Any:
     # On x86 without VNNI, sums of int8 products would else saturate at 16 bits (microsoft/onnxruntime#12088).
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(REWRITES)
+        )
     except Exception as error:  # the library's exceptions share no base class
         what = model if isinstance(model, Path) else "a model"
         raise BundleError(

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
+from edge.backends.onnxruntime import open_session
 from tests.native import reference
 from tests.native.layer import Layer, Operands
 
@@ -18,7 +18,8 @@ from tests.native.layer import Layer, Operands
 class Segment(NamedTuple):
     """Standard nodes that run together."""
 
-    session: onnxruntime.InferenceSession
+    session: Any
+    """Of ONNX Runtime."""
     inputs: list[str]
     outputs: list[str]
 
@@ -62,10 +63,7 @@ class PluginInterpreter:
         )
         standard = [entry for entry in self._model.opset_import if not entry.domain]
         content = helper.make_model(part, opset_imports=standard, ir_version=self._model.ir_version)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # more would spin while NumPy computes
-        options.add_session_config_entry("session.x64quantprecision", "1")  # as edge/backends/onnxruntime.py
-        session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(content.SerializeToString(), threads=1)
         self._steps.append(Segment(session, inputs, outputs))
 
     def run(

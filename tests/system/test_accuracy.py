@@ -84,7 +84,7 @@ def test_cam_mean_and_bias_are_the_logits(fp32_bundle: Path) -> None:
 
 
 def test_int8_results_are_the_graphs_own_on_every_cpu(int8_bundle: Path) -> None:
-    """Without optimizations ONNX Runtime computes Q/DQ in float32: no kernel of this CPU can saturate there."""
+    """Without optimizations ONNX Runtime computes Q/DQ in float32: nothing saturates there, and no bias is rounded."""
     bundle = load_bundle(int8_bundle)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -93,7 +93,7 @@ def test_int8_results_are_the_graphs_own_on_every_cpu(int8_bundle: Path) -> None
     expected = np.concatenate([plain.run(["logits"], {"image": image[None]})[0] for image in images])
     with OnnxRuntimeBackend(bundle) as backend:
         found = backend.infer(images).logits
-    assert np.abs(results.probabilities(found) - results.probabilities(expected)).mean() <= 0.003
+    assert np.abs(results.probabilities(found) - results.probabilities(expected)).mean() <= 1e-4
 
 
 def test_int8_plugin_graph_says_what_the_qdq_graph_says(int8_bundle: Path) -> None:
@@ -105,7 +105,6 @@ def test_int8_plugin_graph_says_what_the_qdq_graph_says(int8_bundle: Path) -> No
     with OnnxRuntimeBackend(bundle) as backend:
         expected = results.probabilities(backend.infer(np.stack(images)[:, None]).logits)
     found = results.probabilities(np.concatenate([plugin.run(image[None, None])["logits"] for image in images]))
-    named = expected[np.arange(len(expected)), found.argmax(axis=1)]
-    assert (expected.max(axis=1) - named).max() <= 0.001, "the same first finding, or one of two that are all but equal"
-    assert np.abs(found - expected).mean() <= 0.002
+    np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+    assert np.abs(found - expected).mean() <= 1e-4
     assert len(set(expected.argmax(axis=1))) > 3

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edge.backends.onnxruntime import open_session
 from edge.labels import CHESTXRAY14
 from mdconv.checkpoint import Checkpoint
 from mdconv.networks import build, normalise
@@ -64,8 +64,6 @@ def random_images(count: int, size: int, seed: int = 11) -> NDArray[np.uint8]:
 
 def run(model: onnx.ModelProto, images: NDArray[Any], *outputs: str) -> list[NDArray[Any]]:
     """Outputs of `model` in ONNX Runtime, all of them unless named."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as edge/backends/onnxruntime.py
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), threads=0)
     results: list[NDArray[Any]] = session.run(list(outputs) or None, {session.get_inputs()[0].name: images})
     return results

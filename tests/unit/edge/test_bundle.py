@@ -98,6 +98,7 @@ def test_no_directory_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
         (lambda m: m.update(format=2), "format 2, this version reads 1"),
         (lambda m: m.update(format=True), "'format' is True"),
         (lambda m: m.update(precision="int4"), "precision 'int4' is none of"),
+        (lambda m: m.update(mixed_precision={"left": []}), "mixed_precision has not all of images, layers, left, of"),
         (lambda m: m["model"].pop("thresholds"), "model has no 'thresholds'"),
         (lambda m: m["model"]["thresholds"].pop("Mass"), "name different findings"),
         (lambda m: m["model"].update(labels=3), "model's 'labels' is 3, expected list"),

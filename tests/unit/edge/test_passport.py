@@ -118,6 +118,7 @@ def test_the_criteria_that_failed_are_named(make_bundle: Callable[..., Path]) ->
 
 def test_layers_in_float16_are_named(make_bundle: Callable[..., Path]) -> None:
     plan = {"left": ["stem", "layer1.0.expand"], "of": 62, "reason": "the gate failed with all layers in int8"}
+    plan |= {"images": None, "layers": {}}
     text = " ".join(render(described(make_bundle, mixed_precision=plan)).split())
     assert "2 of 62 layers are float16: stem, layer1.0.expand the gate failed with all layers in int8 Lowering" in text
     none = render(described(make_bundle, "none", mixed_precision={**plan, "left": []}))

@@ -13,7 +13,7 @@ import pytest
 
 from build_engine.bundle_writer import write_manifest
 from edge.backends import open_backend
-from edge.backends.onnxruntime import OnnxRuntimeBackend
+from edge.backends.onnxruntime import OnnxRuntimeBackend, open_session
 from edge.bundle import MANIFEST, PORTABLE_MODEL, Bundle, load_bundle, read_manifest
 from edge.errors import BundleError, MachineError, UsageError
 
@@ -106,3 +106,28 @@ except MachineError as error:
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     assert "pip install onnxruntime" in said
+
+
+@pytest.mark.parametrize("activation", ["Identity(c)", "Relu(c)"])
+def test_the_bias_of_an_int8_convolution_is_not_rounded(activation: str) -> None:
+    """One that is 0.4 of a step of the integer sum: rounded to an int32, nothing would be left of it."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["" : 19]>
+        g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+        <float one = {{1.0}}, float tenth = {{0.1}}, int8 zero = {{0}}, float[1] scale = {{1.0}}, int8[1] zeros = {{0}},
+         int8[1, 1, 1, 1] codes = {{3}}, float[1] bias = {{0.4}}>
+        {{
+            q = QuantizeLinear(x, one, zero)
+            d = DequantizeLinear(q, one, zero)
+            w = DequantizeLinear<axis = 0>(codes, scale, zeros)
+            c = Conv(d, w, bias)
+            a = {activation}
+            r = QuantizeLinear(a, tenth, zero)
+            y = DequantizeLinear(r, tenth, zero)
+        }}""")
+    onnx.checker.check_model(model, full_check=True)
+    x = np.full((1, 1, 4, 4), 2, np.float32)
+    (y,) = open_session(model.SerializeToString(), threads=1).run(["y"], {"x": x})
+    np.testing.assert_allclose(y, 6.4, rtol=1e-6)
+    (rounded,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["y"], {"x": x})
+    np.testing.assert_allclose(rounded, 6.0, rtol=1e-6, err_msg="ONNX Runtime has mended it: `REWRITES` can go")
