@@ -48,9 +48,10 @@ GOLDEN_LIMIT = {
 }
 """How far probabilities may lie from float32 on the golden images for a build to be accepted at all, by precision."""
 NO_CALIBRATION = {
-    **{"method": None, "count": 0, "digest": None, "images": None, "selection": None},
-    **{"equalization": None, "bias_correction": None},
+    "count": 0,
+    **dict.fromkeys(("method", "digest", "images", "selection", "equalization", "bias_correction")),
 }
+"""The manifest's ``calibration`` where nothing is rounded to a measured range."""
 
 
 @dataclass(frozen=True)

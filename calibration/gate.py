@@ -122,10 +122,8 @@ def assess_logits(
     result = {"images": len(before), "limits": limits.to_json()}
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         figures: dict[str, Any] = dict.fromkeys(("mean_difference", "max_difference", "changed_decisions"))
-        return {
-            **{"verdict": FAIL, "reason": "a model's output is not a finite number"},
-            **{**result, "failed": [], "figures": figures},
-        }
+        verdict = {"verdict": FAIL, "reason": "a model's output is not a finite number"}
+        return {**verdict, **result, "failed": [], "figures": figures}
     points = np.array([thresholds[name] for name in names])
     figures = agreement(probabilities(before), probabilities(after), points)
     if truth is not None:
