@@ -62,6 +62,8 @@ class Outcome:
     """(L, h, w) float32 class activation maps; None if refused or if the network has none."""
     pixels: NDArray[np.uint8] | None
     """(S, S) uint8, what the network saw; None if refused."""
+    logits: NDArray[np.float32] | None = None
+    """(L,) float32 as they come out of the network; None if refused."""
 
 
 @dataclass
@@ -266,7 +268,7 @@ class Pipeline:
                 findings=found,
                 reason=job.reason,
             )
-            self._deliver(Outcome(result, job.cam, job.pixels))
+            self._deliver(Outcome(result, job.cam, job.pixels, job.logits))
 
 
 def read_file(path: Path, limit: int) -> bytes:
