@@ -103,7 +103,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def protocol(request: Request, error: HTTPException) -> Response:
         text = {
-            404: "nothing is at this path: see /openapi.json for what is",
-            405: f"{request.method} is not what this path takes: see the header Allow",
-        }.get(error.status_code, str(error.detail))
+            "Not Found": "nothing is at this path: see /openapi.json for what is",
+            "Method Not Allowed": "this path does not take this method: see the header Allow for those that it takes",
+        }.get(error.detail, error.detail)
         return error_answer(error.status_code, text, error.headers)

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -21,7 +21,7 @@ CURSOR_LIMIT = 2**63
 """Cursors are SQLite's 64-bit integers."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
 _IMAGE_BODY = {
     "requestBody": {
         "description": "One image file. Any content type is taken but multipart: the file itself says what it is.",
@@ -80,7 +80,7 @@ def router(context: Context) -> APIRouter:
         summary="What became of one image",
         responses={200: {"model": Image}, **documented(404, 503)},
     )
-    async def image(id: str) -> Response:
+    async def image(id: Annotated[str, Path(json_schema_extra={"pattern": f"^{_ID.pattern}$"})]) -> Response:
         found = await context.service_threads.run(service.image, id) if _ID.fullmatch(id) else None
         if found is None:
             raise Refusal(404, "no image has this id, or no longer: ids are the 32 digits that POST /v1/images gives")

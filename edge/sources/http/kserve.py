@@ -19,14 +19,14 @@ from edge.sources.http.answers import Error, Refusal, documented, json_answer
 from edge.sources.http.bodies import whole_body
 from edge.sources.http.context import Context
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
 _INFER_BODY = {
     "requestBody": {
         "required": True,
         "description": "JSON, or JSON followed by binary tensors (Triton's extension), its length then in the header "
         f"{tensors.HEADER_LENGTH}.",
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+            "application/json": {"schema": tensors.REQUEST_SCHEMA},
             "application/octet-stream": _BINARY,
         },
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from python_multipart.exceptions import FormParserError
 from starlette.responses import Response
 
@@ -37,11 +37,10 @@ _UID = re.compile(r"[0-9][0-9.]{0,63}")
 
 _BODY = {
     "requestBody": {
+        "description": f'DICOM files, one a part; the Content-Type has type="{DICOM}" and the boundary.',
         "required": True,
         "content": {
-            f'multipart/related; type="{DICOM}"': {
-                "schema": {"type": "string", "format": "binary", "description": "DICOM files, one a part"}
-            }
+            "multipart/related": {"schema": {"type": "string", "format": "binary", "minLength": 1}},
         },
     }
 }
@@ -109,7 +108,9 @@ def router(context: Context) -> APIRouter:
         responses=responses,
         openapi_extra=_BODY,
     )
-    async def store_study(request: Request, study: str) -> Response:
+    async def store_study(
+        request: Request, study: Annotated[str, Path(json_schema_extra={"pattern": f"^{_UID.pattern}$"})]
+    ) -> Response:
         if not _UID.fullmatch(study):
             raise Refusal(400, "the path's study is no UID, expected digits and dots, 64 at most: check the address")
         return await _store(context, request, study)

@@ -23,6 +23,43 @@ JSON_BYTES_PER_VALUE = 8
 JSON_ROOM = 65536
 """Room for all else in a request."""
 
+REQUEST_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"const": "image"},
+                    "datatype": {"const": "UINT8"},
+                    "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4},
+                    "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
+                    "data": {"type": "array", "description": "the pixels, flat or nested, from 0 to 255"},
+                },
+            },
+        },
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"enum": ["logits", "probabilities", "cam"]},
+                    "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
+                },
+            },
+        },
+    },
+}
+"""The request in JSON schema; the sizes are the network's."""
+
 
 @dataclass(frozen=True)
 class InferRequest:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import Bundle
+from edge.errors import InputRefusedError
 from edge.pipeline import Outcome
 from edge.service import Picture, Receipt
 
@@ -47,6 +48,8 @@ class FakeService:
         self, content: bytes, *, origin: str, stat: bool = False, source: str | None = None, instance: str | None = None
     ) -> Receipt:
         self._maybe_raise()
+        if not content:
+            raise InputRefusedError("the file is empty: send an image")
         sha256 = hashlib.sha256(content).hexdigest()
         new = all(content != known.content for known in self.received)
         self.received.append(Received(content, origin, stat, instance))
