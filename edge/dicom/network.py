@@ -11,6 +11,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from edge.dicom.reader import silence_pydicom
+
 MAX_UID = 64
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _TALKATIVE = ("pynetdicom", "dicomweb_client", "highdicom", "urllib3")
@@ -20,6 +22,7 @@ def silence_libraries() -> None:
     """Keep what the DICOM libraries log, which quotes data sets and peers, out of our log; for the process."""
     from pynetdicom import _config
 
+    silence_pydicom()
     _config.LOG_HANDLER_LEVEL = "none"  # else it formats every message and every PDU for its log
     for name in _TALKATIVE:
         logger = logging.getLogger(name)

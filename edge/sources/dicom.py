@@ -140,10 +140,7 @@ class DicomServer:
         if server is None:
             return
         server.shutdown()
-        for association in server.active_associations:
-            association.abort(block=False)
-        for association in server.active_associations:
-            association.join(seconds)
+        server.end_associations(seconds)
         if self._thread is not None:
             self._thread.join(seconds)
 

@@ -14,13 +14,14 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ABORT_RQ
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ MAX_CONTROL_PDU = 1 << 20
 MAX_COMMAND = 1 << 16
 """Largest command set of a message."""
 PDU_HEADER = 6
+AWAITING_REQUEST = "Sta2"
+"""The state of a connection that has not asked for an association yet (PS3.8 table 9-2)."""
 
 
 class _OverLimitError(OSError):
@@ -128,6 +131,9 @@ class _BoundedSocket(AssociationSocket):
 
     def _shutdown_socket(self) -> None:
         self._limits.count(id(self.assoc), 0)
+        if self.assoc.dul.state_machine.current_state == AWAITING_REQUEST:
+            # Else its thread waits for the request until `acse_timeout`; it takes None for that.
+            self.assoc.dul.to_user_queue.put(None)  # type: ignore[arg-type]
         if self.socket is not None:
             close_socket(self.socket)
 
@@ -144,10 +150,9 @@ class _Handler(RequestHandler):
         return association
 
 
-class BoundedServer(ThreadedAssociationServer):
+class BoundedServer(AssociationServer):
     """Accepts associations within `limits`; `on_refused` is called for each connection that is turned away."""
 
-    daemon_threads = True
     request_queue_size = 64
 
     def __init__(
@@ -168,7 +173,8 @@ class BoundedServer(ThreadedAssociationServer):
             evt_handlers=handlers,
             request_handler=_Handler,
         )
-        entity._servers.append(self)  # where its own `shutdown` takes it from
+        # Where its own `shutdown` takes it from.
+        entity._servers.append(self)  # type: ignore[arg-type]
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = self.socket.accept()  # type: ignore[union-attr]
@@ -195,6 +201,18 @@ class BoundedServer(ThreadedAssociationServer):
         self._on_refused()
         return False
 
+    def end_associations(self, seconds: float) -> None:
+        """End what is open; waits `seconds` for each at most."""
+        ending = self.active_associations
+        for association in ending:
+            association.abort(block=False)
+            made = association.dul.socket
+            if association.dul.state_machine.current_state == AWAITING_REQUEST and made and made.socket:
+                with suppress(OSError):
+                    made.socket.shutdown(socket.SHUT_RDWR)
+        for association in ending:
+            association.join(seconds)
+
     def shutdown_request(self, request: Any) -> None:
         close_socket(request)
 
@@ -204,9 +222,6 @@ class BoundedServer(ThreadedAssociationServer):
 
 def close_socket(connection: socket.socket) -> None:
     """Close for certain: `shutdown` fails where the peer is gone already."""
-    try:
+    with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-    finally:
-        connection.close()
+    connection.close()
