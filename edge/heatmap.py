@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+CAPTION_HEIGHT = 40
+"""Pixels below the picture that say what it shows, in two lines."""
 _LINE_HEIGHT = 18
 _TEXT_SCALE = 0.42
 """Of OpenCV's font, whose letters are then 9 pixels high."""

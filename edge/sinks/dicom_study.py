@@ -100,6 +100,8 @@ def finish(dataset: Dataset, study: Study, made: datetime) -> Dataset:
     for name in ("InstanceCreation", "Content", "Series"):
         setattr(dataset, f"{name}Date", day)
         setattr(dataset, f"{name}Time", clock)
+    for equipment in dataset.get("ContributingEquipmentSequence") or ():  # highdicom itself
+        equipment.ContributionDateTime = day + clock
     dataset.SoftwareVersions = __version__
     return dataset
 
