@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 from importlib import resources
 from typing import Any
 
 import cv2
 from fastapi import APIRouter, HTTPException
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from edge import __version__
 from edge.errors import BundleError
@@ -44,19 +45,21 @@ def static_routes() -> APIRouter:
     files = {"base.css": STYLE.encode()}
     files |= {entry.name: entry.read_bytes() for entry in resources.files("edge.web").joinpath("static").iterdir()}
 
-    def answer(name: str) -> Response:
+    index = files.pop("index.html")
+
+    def answer(name: str, content: bytes) -> Response:
         kind = FILE_TYPES[name[name.rindex(".") :]]
-        return Response(files[name], media_type=kind, headers={**HEADERS, "Cache-Control": "no-cache"})
+        return Response(content, media_type=kind, headers={**HEADERS, "Cache-Control": "no-cache"})
 
     @router.get("/")
     def page() -> Response:
-        return answer("index.html")
+        return answer("index.html", index)
 
     @router.get("/page/{name}")
     def file(name: str) -> Response:
         if name not in files:
             raise HTTPException(404, "the page has no such file")
-        return answer(name)
+        return answer(name, files[name])
 
     return router
 
@@ -84,7 +87,7 @@ def data_routes(service: Service) -> APIRouter:
             "status": service.status(),
             "studies": studies,
         }
-        return JSONResponse(content, headers=NOT_STORED)
+        return _json(content)
 
     @router.get("/v1/page/passport", include_in_schema=False)
     def bundle_passport() -> Response:
@@ -97,7 +100,7 @@ def data_routes(service: Service) -> APIRouter:
             "sha256": bundle.sha256,
             "sections": [{"heading": heading, "lines": lines} for heading, lines in found],
         }
-        return JSONResponse(content, headers=NOT_STORED)
+        return _json(content)
 
     @router.get("/v1/images/{id}/picture.png", response_class=Response, responses=_PNG)
     def picture(id: str) -> Response:
@@ -110,6 +113,11 @@ def data_routes(service: Service) -> APIRouter:
         return png(id, finding)
 
     return router
+
+
+def _json(content: dict[str, Any]) -> Response:
+    body = json.dumps(content, allow_nan=False, separators=(",", ":"))  # ASCII: whatever a name holds, it can be sent
+    return Response(body, media_type="application/json", headers=NOT_STORED)
 
 
 _PNG: dict[int | str, dict[str, Any]] = {

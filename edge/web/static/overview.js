@@ -118,7 +118,7 @@ export function showOverview({ version, bundle, status }) {
 }
 
 export function showUnreachable(why, heardAt) {
-  showVerdict("unreachable", "The daemon cannot be reached");
+  showVerdict("unreachable", "No news from the daemon");
   const last = heardAt ? `What is below is of ${clock(heardAt)}.` : "";
   refresh(byId("about"), [why, heardAt], () => `${sentence(why)}; this page goes on trying. ${last}`);
 }
