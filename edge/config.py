@@ -23,9 +23,9 @@ from pydantic_settings import (
 
 from edge.errors import UsageError, describe_os_error
 from edge.places import default_state
-from edge.sinks.mqtt import MqttConfig
-from edge.sinks.pacs_settings import PacsConfig
-from edge.sources.dicom_settings import DicomConfig
+from edge.sinks.mqtt_config import MqttConfig
+from edge.sinks.pacs_config import PacsConfig
+from edge.sources.dicom_config import DicomConfig
 from edge.sources.http.config import HttpConfig
 
 PREFIX = "EDGE_INFER_"
