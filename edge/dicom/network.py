@@ -15,7 +15,7 @@ from edge.dicom.reader import silence_pydicom
 
 MAX_UID = 64
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-_TALKATIVE = ("pynetdicom", "dicomweb_client", "highdicom", "urllib3")
+_TALKATIVE = ("pynetdicom", "dicomweb_client", "highdicom", "retrying", "urllib3")
 
 
 def silence_libraries() -> None:

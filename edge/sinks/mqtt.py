@@ -34,7 +34,10 @@ class MqttConfig(BaseModel):
     host: str = Field(min_length=1, description="the broker")
     port: int | None = Field(None, ge=1, le=65535, description="its port; default 1883, with TLS 8883")
     prefix: str = Field(
-        "mdconv-edge", pattern=r"^[^#+/\s\0]+(/[^#+/\s\0]+)*$", max_length=200, description="first levels of each topic"
+        "mdconv-edge",
+        pattern=r"^[^#+/\s\x00]+(/[^#+/\s\x00]+)*$",
+        max_length=200,
+        description="first levels of each topic",
     )
     topic_per_result: bool = Field(False, description="publish to <prefix>/results/<id> instead of <prefix>/results")
     client_id: str = Field("", max_length=64, description="client identifier; empty: a new one each time")
