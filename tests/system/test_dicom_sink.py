@@ -19,8 +19,10 @@ from pynetdicom import AE, evt
 from edge.bundle import Bundle
 from edge.errors import UsageError
 from edge.sinks import SinkError, SinkRefusedError
-from edge.sinks.dicom import PacsConfig, PacsSink
-from edge.sources.dicom import DicomConfig, DicomServer
+from edge.sinks.dicom import PacsSink
+from edge.sinks.pacs_config import PacsConfig
+from edge.sources.dicom import DicomServer
+from edge.sources.dicom_config import DicomConfig
 from tests.system.dicom_peers import Inbox, certificate, free_port, needs, wait_for, write_radiograph
 from tests.system.dicom_results import delivery_of
 

@@ -14,7 +14,8 @@ import pytest
 from edge.bundle import Bundle
 from edge.errors import UsageError
 from edge.sinks import SinkError
-from edge.sinks.mqtt import MqttConfig, MqttSink
+from edge.sinks.mqtt import MqttSink
+from edge.sinks.mqtt_config import MqttConfig
 from tests.system.dicom_peers import certificate, free_port, needs, run, wait_for
 from tests.system.dicom_results import delivery_of
 
