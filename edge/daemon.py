@@ -290,6 +290,7 @@ class Server:
         key: str | None = None,
     ) -> Receipt:
         """As in `edge.service.Service`; `key` is a watched file's `edge.ledger.file_key`."""
+        came = time.monotonic()
         receipt = self._reception.receive(
             content,
             max_bytes=self.max_bytes,
@@ -300,7 +301,7 @@ class Server:
             key=key,
         )
         if receipt.new:
-            self._runner.wake()
+            self._runner.announce(receipt.id, came)
         again = "" if receipt.new else ": the same image again, not run twice"
         log.info("received %s (%s, sha256 %s...)%s", receipt.id, origin, receipt.sha256[:12], again)
         return receipt
