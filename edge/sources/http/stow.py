@@ -33,7 +33,8 @@ OTHER_STUDY = 0xA901
 CANNOT_UNDERSTAND = 0xC000
 
 _SOP_INSTANCE, _STUDY = 0x0008_0018, 0x0020_000D
-_UID = re.compile(r"[0-9][0-9.]{0,63}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_LONGEST_UID = 64
 
 _BODY = {
     "requestBody": {
@@ -109,9 +110,10 @@ def router(context: Context) -> APIRouter:
         openapi_extra=_BODY,
     )
     async def store_study(
-        request: Request, study: Annotated[str, Path(json_schema_extra={"pattern": f"^{_UID.pattern}$"})]
+        request: Request,
+        study: Annotated[str, Path(json_schema_extra={"pattern": f"^{_UID.pattern}$", "maxLength": _LONGEST_UID})],
     ) -> Response:
-        if not _UID.fullmatch(study):
+        if not _is_uid(study):
             raise Refusal(400, "the path's study is no UID, expected digits and dots, 64 at most: check the address")
         return await _store(context, request, study)
 
@@ -188,9 +190,13 @@ def _identifiers(part: Part, max_bytes: int) -> tuple[str, str, str]:
         raise InputRefusedError("the part is no DICOM file: send DICOM files only")
     file = read_file(part.content, (_SOP_INSTANCE, _STUDY), max_bytes)
     found = (file.sop_class, file.data_set.text(_SOP_INSTANCE), file.data_set.text(_STUDY))
-    if not all(_UID.fullmatch(uid) for uid in found):
+    if not all(map(_is_uid, found)):
         raise InputRefusedError("the part has no SOP Class, SOP Instance and Study Instance UID: send whole instances")
     return found
+
+
+def _is_uid(text: str) -> bool:
+    return len(text) <= _LONGEST_UID and _UID.fullmatch(text) is not None
 
 
 def _accepts_dicom_json(accept: str) -> bool:
