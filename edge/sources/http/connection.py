@@ -43,6 +43,19 @@ class Connection(H11Protocol):
         elif self._head_timer is None and self.timeout_keep_alive_task is None:
             self._time_head()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more. Whether the connection is kept: for the answer to a whole request it is."""
+        if self.scheme == "https" or self._refused or self.transport.is_closing():
+            return False  # in TLS the end of one direction is that of both
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return True
+        cut_short = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
+        if cut_short and not (answering and self.cycle.response_started):
+            self._refuse(400, "the connection ended within a request: send the whole")
+        return False
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)

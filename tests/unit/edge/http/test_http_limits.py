@@ -136,6 +136,19 @@ def test_what_is_no_http_is_answered_with_400(
     assert not caplog.records
 
 
+def test_a_client_that_ends_its_side_gets_its_answer(start: Callable[..., HttpServer]) -> None:
+    server = start()
+    whole = HEAD + b"Content-Length: 5\r\n\r\nhello"
+    for sent, expected in ((whole, 202), (whole[:-1], 400), (HEAD, 400)):
+        with connected(server) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            assert answer(connection)[0] == expected
+    with connected(server) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+
+
 def test_one_address_may_send_so_many_requests(serve: Serve) -> None:
     client = serve(requests_per_second=0.01, burst=3)
     statuses = [client.get("/v2/health/live") for _ in range(5)]
