@@ -1,4 +1,4 @@
-"""``edge-infer serve`` over HTTP: a real daemon, and curl, dicomweb-client, tritonclient and schemathesis as clients."""
+"""``edge-infer serve`` over HTTP: the real daemon, with curl, dicomweb-client, tritonclient and schemathesis."""
 
 from __future__ import annotations
 
