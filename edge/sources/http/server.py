@@ -59,16 +59,12 @@ class HttpServer:
         self._thread.start()
         if not self._wait_until_started():
             raise MachineError("the HTTP server did not start: run with --verbose to see why")
+        where = f"[{config.address}]" if config.address.version == 6 else str(config.address)
+        log.info("http: listening on %s://%s:%d", "https" if self._tls else "http", where, self._port)
         if self._door and not self._tls and not config.address.is_loopback:
             log.warning("http: tokens and images cross the network in the clear: set certificate and key")
         if not self._door and not config.address.is_loopback:
             log.warning("http: allow_anonymous: anybody who reaches this address may send images and read results")
-
-    def describe(self) -> str:
-        """Where it listens, for the log."""
-        address = self._config.address
-        where = f"[{address}]" if address.version == 6 else str(address)
-        return f"{'https' if self._tls else 'http'}://{where}:{self.port}"
 
     def reload(self) -> None:
         """Read tokens and certificate anew; open connections go on. Changes nothing if it raises `UsageError`."""

@@ -16,7 +16,7 @@ from edge.errors import InputRefusedError
 from edge.service import BusyError, Service, StorageFullError
 from edge.sources.http.answers import Refusal, documented, retry_after
 from edge.sources.http.bodies import check_encoding, pieces
-from edge.sources.http.context import MB, Context
+from edge.sources.http.context import MB, Context, client_of, log_received
 from edge.sources.http.multipart import Fault, Part, PartReader, boundary_of
 
 DICOM = "application/dicom"
@@ -144,7 +144,7 @@ async def _store(context: Context, request: Request, study: str | None) -> Respo
 async def _read(context: Context, request: Request, study: str | None, boundary: bytes, stored: Stored) -> None:
     """Read the body and hand over its instances one by one. Raises `FormParserError` if it is malformed."""
     config, service = context.config, context.service
-    count = 0
+    count, client = 0, client_of(request)
     async with context.memory.hold(0, config.body_seconds) as held:
         reader = PartReader(boundary, service.max_bytes, COPIES, held)
         async for piece in pieces(request, config.max_request_mb * MB, config.body_seconds):
@@ -153,13 +153,13 @@ async def _read(context: Context, request: Request, study: str | None, boundary:
                 if count > INSTANCES:
                     stored.unnamed.append(OUT_OF_RESOURCES)
                     return
-                await context.service_threads.run(_hand_over, service, part, study, stored)
+                await context.service_threads.run(_hand_over, service, part, study, stored, client)
                 held.give_back(part.held)
     if not reader.ended or not count:
         raise FormParserError
 
 
-def _hand_over(service: Service, part: Part, study: str | None, stored: Stored) -> None:
+def _hand_over(service: Service, part: Part, study: str | None, stored: Stored, client: str) -> None:
     if part.fault:
         stored.unnamed.append(OUT_OF_RESOURCES if part.fault is Fault.NO_MEMORY else CANNOT_UNDERSTAND)
         return
@@ -172,7 +172,7 @@ def _hand_over(service: Service, part: Part, study: str | None, stored: Stored) 
         stored.failed.append((sop_class, instance, OTHER_STUDY))
         return
     try:
-        service.receive(part.content, origin="stow", instance=instance)
+        log_received(service.receive(part.content, origin="stow", instance=instance), client)
         stored.taken.append((sop_class, instance))
     except BusyError as error:
         stored.retry_seconds = error.retry_after
