@@ -122,7 +122,7 @@ class _BoundedSocket(AssociationSocket):
             self._refuse("a second image before the first was answered")
 
     def _refuse(self, what: str) -> None:
-        log.warning("DICOM: association aborted: the peer sent %s", what)
+        log.warning("dicom: association aborted: the peer sent %s", what)
         abort = A_ABORT_RQ()
         abort.source, abort.reason_diagnostic = 2, 0  # the service provider, which gives no reason
         self.send(abort.encode())  # at once: the reactor sends nothing more once the connection counts as closed
@@ -190,9 +190,9 @@ class BoundedServer(AssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Turn a connection away before anything is read from it."""
         if not self.limits.admits(client_address[0]):
-            log.warning("DICOM: connection from %s refused: it is not in `addresses`", client_address[0])
+            log.warning("dicom: connection from %s refused: it is not in `addresses`", client_address[0])
         elif len(self.active_associations) >= self.limits.connections:
-            log.warning("DICOM: connection from %s refused: too many are open", client_address[0])
+            log.warning("dicom: connection from %s refused: too many are open", client_address[0])
         else:
             return True
         return False
@@ -213,7 +213,7 @@ class BoundedServer(AssociationServer):
         close_socket(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.warning("DICOM: a connection could not be served", exc_info=log.isEnabledFor(logging.DEBUG))
+        log.warning("dicom: a connection could not be served", exc_info=log.isEnabledFor(logging.DEBUG))
 
 
 def close_socket(connection: socket.socket) -> None:

@@ -169,6 +169,13 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     assert run("echoscu", *target, timeout=30).returncode != 0
     assert run("echoscu", "+tls", stranger[1], stranger[0], "+cf", ours[0], *target).returncode != 0
     assert run("echoscu", *trusted, *target).returncode == 0
+    ours[0].write_text("no certificate")
+    with pytest.raises(UsageError):
+        server.reload()
+    renewed = certificate(tmp_path, "ours")
+    server.reload()
+    trusted = ("+tls", client[1], client[0], "+cf", renewed[0])
+    assert run("echoscu", *trusted, *target).returncode == 0
 
 
 @needs("storescu")
