@@ -7,12 +7,14 @@ all), and prints a traceback for a failed connection. Each is replaced here.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,8 +147,19 @@ class _Handler(RequestHandler):
         made = association.dul.socket
         if made is None:
             raise OSError("the connection is closed")
-        association.dul.socket = _BoundedSocket(made, self.server.limits)
+        association.dul.socket = bounded = _BoundedSocket(made, self.server.limits)
+        association.dul.run = functools.partial(_run_reactor, association.dul.run, bounded)  # type: ignore[method-assign]
         return association
+
+
+def _run_reactor(run: Callable[[], None], connection: _BoundedSocket) -> None:
+    """The reactor of one connection, which raises where the peer sends what does not fit the connection's state."""
+    try:
+        run()
+    except Exception as error:
+        log.warning("dicom: association ended: the peer broke the protocol (%s)", type(error).__name__)
+        log.debug("dicom", exc_info=True)
+        connection._shutdown_socket()
 
 
 class BoundedServer(AssociationServer):

@@ -202,7 +202,7 @@ def fuzz(daemon: Daemon, directory: Path, count: int, seed: int) -> None:
     for number in range(count):
         damaged = pdus
         for mutate in rng.choices(MUTATIONS, k=rng.choice((1, 1, 2, 3))):
-            damaged = mutate(rng, damaged)
+            damaged = [pdu for pdu in mutate(rng, damaged) if pdu] or pdus
         send(port, rng, damaged)
         assert daemon.process.poll() is None, f"it died after {number} associations, seed {seed}: {daemon.log[-2000:]}"
     wait_for(lambda: echo(port), "an echo")
@@ -215,6 +215,7 @@ def fuzz(daemon: Daemon, directory: Path, count: int, seed: int) -> None:
         wait_for(settled, "threads and descriptors to be given back", SETTLE_SECONDS)
     except AssertionError:
         raise AssertionError(f"threads, descriptors {threads, files} before, {usage(pid)} after {count}") from None
+    assert "Doe" not in daemon.log
     assert "Traceback" not in daemon.log, daemon.log[daemon.log.index("Traceback") :][:3000]
 
 
