@@ -17,7 +17,7 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES, RAW_CLASS
+from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES
 from edge.dicom.network import is_uid, silence_libraries
 from edge.dicom.pixels import TRANSFER_SYNTAXES
 from edge.dicom.reader import read_file
@@ -117,7 +117,7 @@ class DicomServer:
         entity.acse_timeout = config.acse_timeout
         entity.dimse_timeout = config.dimse_timeout
         entity.add_supported_context(Verification)
-        for sop_class in sorted(RADIOGRAPH_CLASSES | CAPTURE_CLASSES | {RAW_CLASS}):
+        for sop_class in sorted(RADIOGRAPH_CLASSES | CAPTURE_CLASSES):
             entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
         return entity
 
