@@ -37,7 +37,9 @@ from edge.runner import Runner
 from edge.selftest import open_tested
 from edge.service import BusyError, Picture, Receipt
 from edge.shadow import Shadow
+from edge.sinks import Sink
 from edge.sources.folder import WatchedFolder
+from edge.sources.folder_events import follow
 from edge.state import LiveState
 from edge.systemd import notify, notify_reloading
 from edge.telemetry import machine_facts
@@ -116,15 +118,18 @@ class Server:
             *(counts.get(state, 0) for state in ("done", "refused", "received")),
         )
         self._begin_session()
-        for sink in make_sinks(self.config):
+        sinks, sources = self._make_parts()
+        for sink in sinks:
             self._deliverers.append(Deliverer(sink, self._ledger, lambda: self.bundle))
             resources.callback(self._deliverers[-1].stop, 0.0)
         self._ledger.outbox.forget_sinks_but({deliverer.sink.name for deliverer in self._deliverers})
         self.metrics.add_live(self.status)
         control = Control(self.config.state, {"reload": self.reload})
         resources.callback(control.close)
+        if folders:
+            resources.callback(follow(folders, self._wake.set))
         self.live.serving = True
-        for source in make_sources(self, self.config, self.metrics.registry):
+        for source in sources:
             source.start()
             resources.callback(source.stop)
             self._sources.append(source)
@@ -132,6 +137,14 @@ class Server:
         log.info("serving: %s", ", ".join(places) or "nothing but what the ledger holds")
         notify("READY=1", f"STATUS=serving {bundle.name}")
         return True
+
+    def _make_parts(self) -> tuple[list[Sink], list[Source]]:
+        try:
+            return list(make_sinks(self.config)), list(make_sources(self, self.config, self.metrics.registry))
+        except ImportError as error:
+            raise MachineError(
+                f"a source or sink cannot be loaded ({error}): pip install 'mdconv-edge[serve]'"
+            ) from None
 
     def main_loop(self, folders: list[WatchedFolder]) -> None:
         """Take what the folders offer and look after the rest, until told to stop."""
@@ -149,11 +162,13 @@ class Server:
             if self.config.drain and self._all_is_done(folders):
                 return
             # A folder of very many files takes long to look through: no more than a fifth of the time goes into that.
-            pause = min(max(POLL_SECONDS, 4 * (time.monotonic() - start)), POLL_SECONDS_AT_MOST)
+            rest = min(4 * (time.monotonic() - start), POLL_SECONDS_AT_MOST)
+            pause = max(POLL_SECONDS, rest)
             if self.config.drain and not any(folder.waiting for folder in folders):
                 pause = 0.02  # there is only the end to wait for
             self._wake.wait(pause)
             self._wake.clear()
+            self._stopping.wait(max(0.0, start + 1.25 * rest - time.monotonic()))
 
     def shutdown(self) -> None:
         """Stop the sources, finish what is under way, deliver what is due."""
@@ -286,6 +301,8 @@ class Server:
         )
         if receipt.new:
             self._runner.wake()
+        again = "" if receipt.new else ": the same image again, not run twice"
+        log.info("received %s (%s, sha256 %s...)%s", receipt.id, origin, receipt.sha256[:12], again)
         return receipt
 
     def infer(self, images: NDArray[np.uint8], timeout: float) -> list[Outcome]:
@@ -348,14 +365,11 @@ class Server:
     def _receive_file(self, path: Path, key: str) -> None:
         source = os.fsencode(path.name).decode("utf-8", "replace") if self.config.keep_names else None
         try:
-            content = read_file(path, self.max_bytes)
-            receipt = self.receive(content, origin="folder", source=source, key=key)
+            self.receive(read_file(path, self.max_bytes), origin="folder", source=source, key=key)
         except InputRefusedError as error:
             if path.exists():  # else it was taken away again, and there is nothing to report
                 self._refuse_unread(key, source, str(error))
             return
-        again = "" if receipt.new else ": the same content again, not run twice"
-        log.info("received %s (sha256 %s...)%s", receipt.id, receipt.sha256[:12], again)
 
     def _refuse_unread(self, key: str, source: str | None, reason: str) -> None:
         result = image_result(
