@@ -28,6 +28,7 @@ from edge.backends import Backend
 from edge.bundle import Bundle
 from edge.channel import AbortedError, Channel
 from edge.errors import InputRefusedError, MachineError
+from edge.guard import Guard, refusal
 from edge.preprocess import Preprocess
 from edge.results import Timings, findings, image_result
 
@@ -88,13 +89,16 @@ class Pipeline:
         deliver: Callable[[Outcome], None],
         *,
         decoders: int | None = None,
+        guard: bool = True,
     ) -> None:
         """Start the threads. `open_backend` is called in the inference thread, which alone uses and closes the backend.
 
         `deliver` is called in one thread; an exception from it stops the pipeline like a failure of the backend.
-        `decoders` is the number of decoding threads (default: the cores that this process may use).
+        `decoders` is the number of decoding threads (default: the cores that this process may use). Without `guard`
+        (`edge.guard`) images that the network was not made for are answered too, and each result says so.
         """
         self._bundle = bundle
+        self._guard = Guard.from_bundle(bundle, off=not guard)
         self._preprocess = Preprocess.from_manifest(bundle.manifest["preprocess"])
         self._open_backend = open_backend
         self._deliver = deliver
@@ -225,6 +229,7 @@ class Pipeline:
                 raise InputRefusedError(
                     f"the decoder failed ({type(error).__name__}): export the image anew"
                 ) from error
+            self._guard.check_image(gray)
         with job.timings.stage("preprocess"):
             job.pixels = preprocess.resize(gray, self._preprocess)
 
@@ -251,10 +256,15 @@ class Pipeline:
     def _finish(self) -> None:
         while jobs := self._finished.take():
             job = jobs[0]
-            found = None
-            if job.logits is not None:
+            found, verdict = None, self._guard.unscored()
+            if job.logits is not None and job.pixels is not None:
                 with job.timings.stage("postprocess"):
-                    found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
+                    verdict = self._guard.check(job.pixels, job.logits, job.cam)
+                    job.reason = refusal(verdict)
+                    if job.reason is None:
+                        found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
+                    else:
+                        job.pixels = job.cam = None
             result = image_result(
                 id=job.item.id,
                 source=job.item.source,
@@ -264,6 +274,7 @@ class Pipeline:
                 gate=self._bundle.gate_verdict,
                 backend=self.backend_name,
                 findings=found,
+                guard=verdict,
                 reason=job.reason,
             )
             self._deliver(Outcome(result, job.cam, job.pixels))
