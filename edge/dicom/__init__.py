@@ -45,9 +45,9 @@ def decode_dicom(content: bytes, max_pixels: int, max_bytes: int) -> NDArray[np.
     }
     file = read_file(content, wanted, max_bytes)
     _check_radiograph(file)
-    check_scope(file.data_set)
     check_polarity(file.data_set)
     layout = _read_layout(file.data_set)
+    check_scope(file.data_set)  # after the layout: where pydicom parses a sequence it converts Pixel Representation
     check_pixel_count(layout.rows, layout.columns, max_pixels)
     stored = read_stored(file, layout)
     inverted = file.data_set.text(_PHOTOMETRIC) == "MONOCHROME1"
