@@ -8,7 +8,7 @@ DEMO   := out/demo
 JETSON := $(wildcard /etc/nv_tegra_release)
 
 comma  := ,
-EXTRAS := build,train,test,$(if $(JETSON),jetson,rtx)
+EXTRAS := build,serve,train,test,$(if $(JETSON),jetson,rtx)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint stand-ins plugin clean

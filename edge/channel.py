@@ -21,27 +21,44 @@ class Channel(Generic[T]):
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._urgent: deque[T] = deque()
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._aborted = False
 
-    def put(self, item: T) -> None:
-        """Append `item`, waiting while the channel is full. Raises `AbortedError`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._aborted or len(self._items) < self._size)
-            if self._aborted:
-                raise AbortedError
-            self._items.append(item)
-            self._changed.notify_all()
+    def __len__(self) -> int:
+        return len(self._urgent) + len(self._items)
 
-    def take(self, limit: int = 1) -> list[T]:
-        """Up to `limit` waiting items, at least one; none once closed and empty. Raises `AbortedError`."""
+    def put(self, item: T, *, urgent: bool = False, timeout: float | None = None) -> bool:
+        """Append `item`, or put it before all that are not `urgent`; waits while the channel is full.
+
+        False if it was still full after `timeout` seconds, or is closed. Raises `AbortedError`.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._aborted or self._closed or bool(self._items))
+            self._changed.wait_for(lambda: self._aborted or self._closed or len(self) < self._size, timeout)
             if self._aborted:
                 raise AbortedError
-            taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+            if self._closed or len(self) >= self._size:
+                return False
+            (self._urgent if urgent else self._items).append(item)
+            self._changed.notify_all()
+            return True
+
+    def take(self, limit: int = 1, patience: float = 0.0) -> list[T]:
+        """Up to `limit` waiting items, at least one; none once closed and empty. Raises `AbortedError`.
+
+        Waits up to `patience` seconds for a first item's company, but never where something urgent waits.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._aborted or self._closed or len(self) > 0)
+            if patience > 0:
+                self._changed.wait_for(
+                    lambda: self._aborted or self._closed or bool(self._urgent) or len(self) >= limit, patience
+                )
+            if self._aborted:
+                raise AbortedError
+            taken = [(self._urgent or self._items).popleft() for _ in range(min(limit, len(self)))]
             self._changed.notify_all()
             return taken
 
@@ -55,5 +72,6 @@ class Channel(Generic[T]):
         """End both sides at once and drop what is waiting."""
         with self._changed:
             self._aborted = True
+            self._urgent.clear()
             self._items.clear()
             self._changed.notify_all()

@@ -17,6 +17,7 @@ from edge.backends import CHOICES, open_backend
 from edge.bundle import Bundle, load_bundle, sign_bundle
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FORCE, require_gate
+from edge.places import default_state
 from edge.signature import (
     PASSPHRASE_VARIABLE,
     PUBLIC_KEY_VARIABLE,
@@ -97,9 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bundle = _Parser(add_help=False, parents=[key])
     bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
-    bundle.add_argument(
-        FORCE, action="store_true", help="run a bundle that failed its accuracy gate; every result says so"
-    )
+    bundle.add_argument(FORCE, action="store_true", help="run a bundle that failed its gate; every result says so")
     bundle.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
 
     parser = _Parser(prog="edge-infer", description="Findings in chest radiographs, on the device.", epilog=EXIT_STATUS)
@@ -118,16 +117,44 @@ def _parser() -> argparse.ArgumentParser:
         "--cam", type=Path, metavar="DIR", help="write each image's class activation maps there (.npy, .png)"
     )
 
-    sub = command("serve", _serve, "run the images of a watched folder, results into a ledger", [bundle])
+    serve = "run images as they come from folders, HTTP, DICOM and video; results into a ledger and on to sinks"
+    sub = command("serve", _serve, serve, [])
+    sub.add_argument("--config", type=Path, metavar="F", help="settings (TOML); flags and the environment override it")
+    sub.add_argument("--bundle", type=Path, metavar="DIR", help="the bundle to run")
     sub.add_argument(
-        "--watch", type=Path, required=True, metavar="DIR", help="take the images that appear in this folder"
+        "--watch",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="take what appears in this folder; repeatable",
+    )
+    sub.add_argument("--http-port", type=int, metavar="P", help="listen for HTTP on this port of 127.0.0.1")
+    sub.add_argument("--dicom-port", type=int, metavar="P", help="listen for DICOM on this port of 127.0.0.1")
+    sub.add_argument("--state", type=Path, metavar="DIR", help=f"the ledger's place: {default_state()}")
+    sub.add_argument("--backend", choices=CHOICES, help="default: auto, the first that works here")
+    sub.add_argument("--public-key", type=Path, metavar="F", help="refuse a bundle that this key (PEM) did not sign")
+    sub.add_argument(
+        FORCE,
+        action="store_true",
+        default=None,
+        help="run a bundle that failed its gate; every result says so",
     )
     sub.add_argument(
-        "--state", type=Path, default=default_state(), metavar="DIR", help="the ledger's place: %(default)s"
+        "--drain",
+        action="store_true",
+        default=None,
+        help="stop once the folders hold nothing new and all is done",
     )
-    sub.add_argument("--drain", action="store_true", help="stop once the folder holds nothing new and all is done")
     sub.add_argument(
-        "--keep-names", action="store_true", help="keep file names with the results (they may hold patients' names)"
+        "--keep-names",
+        action="store_true",
+        default=None,
+        help="keep file names with the results (they may hold patients' names)",
+    )
+
+    sub = command("reload", _reload, "have a running daemon take the bundle that its settings name now", [])
+    sub.add_argument(
+        "--state", type=Path, default=default_state(), metavar="DIR", help="the daemon's state directory: %(default)s"
     )
 
     sub = command("bench", _bench, "measure latency and throughput", [bundle])
@@ -164,12 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def default_state() -> Path:
-    """Where the daemon keeps its ledger unless told: the XDG state directory of its user."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "mdconv-edge"
-
-
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -196,20 +217,39 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from edge.daemon import ServeConfig, Server
+    try:
+        from edge.config import load_config
+        from edge.daemon import Server
+        from edge.logs import set_up_logs
+    except ImportError as error:
+        raise MachineError(f"serve cannot be loaded ({error}): pip install 'mdconv-edge[serve]'") from None
 
-    config = ServeConfig(
-        bundle=options.bundle,
-        public_key=configured_key(options.public_key),
-        watch=options.watch,
-        state=options.state,
-        backend=options.backend,
-        drain=options.drain,
-        keep_names=options.keep_names,
-        allow_failed_gate=options.allow_failed_gate,
-    )
-    refused = Server(config).run()
-    return 1 if refused and options.drain else 0
+    flags = _serve_flags(options)
+    config = load_config(options.config, flags)
+    set_up_logs(config.log.format, "debug" if options.verbose else config.log.level)
+    refused = Server(config, lambda: load_config(options.config, flags)).run()
+    return 1 if refused and config.drain else 0
+
+
+def _serve_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, by the names of the settings."""
+    names = ("bundle", "watch", "state", "backend", "public_key", "allow_failed_gate", "drain", "keep_names")
+    flags = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    for section in ("http", "dicom"):
+        port = getattr(options, f"{section}_port")
+        if port is not None:
+            flags[section] = {"port": port}
+    return flags
+
+
+def _reload(options: argparse.Namespace) -> int:
+    from edge.control import ask
+
+    answer = ask(options.state, "reload")
+    if "error" in answer:
+        return _fail(answer["error"], answer["status"])
+    print(f"{answer['bundle']} serves (manifest SHA-256 {answer['manifest']})")
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

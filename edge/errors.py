@@ -32,6 +32,18 @@ class MachineError(EdgeError):
     """The machine lacks what the work needs: a library, a device, memory, disk, permission. Exit status 3."""
 
 
+class StorageFullError(MachineError):
+    """The disk is full: what was handed over was not taken. What was taken before is not lost."""
+
+
+class BusyError(EdgeError):
+    """The queue is full: what was handed over was not taken, and is to come again after `retry_after` seconds."""
+
+    def __init__(self, text: str, retry_after: float) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
 def describe_os_error(error: OSError) -> str:
     """One line for an operating-system error: what failed, on which path, and what to do about it."""
     import errno  # here: only error paths need it

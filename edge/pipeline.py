@@ -50,6 +50,8 @@ class Item:
     pixels: NDArray[np.uint8] | None = None
     sha256: str | None = None
     """The content's SHA-256 if it is known already; a file that no longer matches it is refused."""
+    stat: bool = False
+    """Whether it overtakes the others that wait."""
     received: float = field(default_factory=time.monotonic)
 
 
@@ -63,6 +65,8 @@ class Outcome:
     """(L, h, w) float32 class activation maps; None if refused or if the network has none."""
     pixels: NDArray[np.uint8] | None
     """(S, S) uint8, what the network saw; None if refused."""
+    logits: NDArray[np.float32] | None
+    """(L,) float32, what it said; None if refused."""
 
 
 @dataclass
@@ -89,19 +93,22 @@ class Pipeline:
         deliver: Callable[[Outcome], None],
         *,
         decoders: int | None = None,
+        patience: float = 0.0,
         guard: bool = True,
     ) -> None:
         """Start the threads. `open_backend` is called in the inference thread, which alone uses and closes the backend.
 
         `deliver` is called in one thread; an exception from it stops the pipeline like a failure of the backend.
-        `decoders` is the number of decoding threads (default: the cores that this process may use). Without `guard`
-        (`edge.guard`) images that the network was not made for are answered too, and each result says so.
+        `decoders` is the number of decoding threads (default: the cores that this process may use). A batch that is not
+        full waits up to `patience` seconds for more images, unless one of them is urgent. Without `guard` (`edge.guard`)
+        images that the network was not made for are answered too, and each result says so.
         """
         self._bundle = bundle
         self._guard = Guard.from_bundle(bundle, off=not guard)
         self._preprocess = Preprocess.from_manifest(bundle.manifest["preprocess"])
         self._open_backend = open_backend
         self._deliver = deliver
+        self._patience = patience
         decoders = decoders or len(os.sched_getaffinity(0))
         self._intake: Channel[Item] = Channel(2 * decoders)
         self._ready: Channel[_Job] = Channel(2 * bundle.batch + decoders)
@@ -111,6 +118,7 @@ class Pipeline:
         self._decoding = decoders
         self._opened = threading.Event()
         self._aborted = False
+        self._inferring_since: float | None = None
         self.backend_name: str | None = None
         self.backend_facts: dict[str, Any] = {}
         stages = [("infer", self._infer), ("results", self._finish)]
@@ -131,10 +139,19 @@ class Pipeline:
         if self._error is not None:
             raise self._error
 
-    def submit(self, item: Item) -> None:
-        """Hand over one image; waits while the pipeline is full. Raises the error that stopped it, if one did."""
+    def inferring_seconds(self) -> float:
+        """How long the backend has been working on the batch that it has; 0 if it has none."""
+        since = self._inferring_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def submit(self, item: Item, timeout: float | None = None) -> bool:
+        """Hand over one image; waits while the pipeline is full, at most `timeout` seconds. Whether it was taken: never
+        once the pipeline drains.
+
+        Raises the error that stopped the pipeline, if one did.
+        """
         try:
-            self._intake.put(item)
+            return self._intake.put(item, urgent=item.stat, timeout=timeout)
         except AbortedError:
             self.check()
             raise
@@ -197,7 +214,7 @@ class Pipeline:
                     self._read(job)
                 except InputRefusedError as error:
                     job.reason = str(error)
-            (self._ready if job.reason is None else self._finished).put(job)
+            (self._ready if job.reason is None else self._finished).put(job, urgent=item.stat)
         with self._lock:
             self._decoding -= 1
             last = self._decoding == 0
@@ -237,10 +254,11 @@ class Pipeline:
         with self._open_backend() as backend:
             self.backend_name, self.backend_facts = backend.name, backend.facts
             self._opened.set()
-            while jobs := self._ready.take(self._bundle.batch):
-                start = time.monotonic()
+            while jobs := self._ready.take(self._bundle.batch, self._patience):
+                start = self._inferring_since = time.monotonic()
                 outputs = backend.infer(np.stack([job.pixels for job in jobs if job.pixels is not None])[:, np.newaxis])
                 milliseconds = (time.monotonic() - start) * 1e3
+                self._inferring_since = None
                 if not np.isfinite(outputs.logits).all():
                     raise MachineError(
                         f"backend {backend.name} returned values that are no numbers: run `edge-infer selftest`"
@@ -250,7 +268,7 @@ class Pipeline:
                     job.timings.gpu_ms = outputs.gpu_ms
                     job.logits = outputs.logits[i]
                     job.cam = None if outputs.cam is None else outputs.cam[i]
-                    self._finished.put(job)
+                    self._finished.put(job, urgent=job.item.stat)
         self._finished.close()
 
     def _finish(self) -> None:
@@ -264,7 +282,7 @@ class Pipeline:
                     if job.reason is None:
                         found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
                     else:
-                        job.pixels = job.cam = None
+                        job.pixels = job.cam = job.logits = None
             result = image_result(
                 id=job.item.id,
                 source=job.item.source,
@@ -277,7 +295,7 @@ class Pipeline:
                 guard=verdict,
                 reason=job.reason,
             )
-            self._deliver(Outcome(result, job.cam, job.pixels))
+            self._deliver(Outcome(result, job.cam, job.pixels, job.logits))
 
 
 def read_file(path: Path, limit: int) -> bytes:

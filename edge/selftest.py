@@ -42,42 +42,56 @@ def golden_inputs(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.float32
 
 
 def self_test(bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """Run the golden inputs through `backend`; returns the figures.
+    """Run the golden inputs through `backend`; returns the figures. Raises as `compare`."""
+    images, _ = golden_inputs(bundle)
+    batches = [backend.infer(images[i : i + bundle.batch]).logits for i in range(0, len(images), bundle.batch)]
+    return compare(bundle, np.concatenate(batches), backend.name)
+
+
+def compare(bundle: Bundle, logits: NDArray[np.float32], backend: str) -> dict[str, Any]:
+    """The figures of a self-test, of what `backend` made of the golden inputs: `logits` (n, L).
 
     Probabilities are compared, not logits: they are what a user acts on. Raises `BundleError` if one of them, or their
     mean, is further from the reference than the bundle's tolerance, or is no number.
     """
-    images, reference = golden_inputs(bundle)
+    _, reference = golden_inputs(bundle)
     try:
         tolerance = {kind: float(bundle.manifest["golden"][f"{kind}_probability_difference"]) for kind in KINDS}
     except (KeyError, TypeError, ValueError):
         raise BundleError(f"{bundle.name} has no tolerance for its golden inputs: build the bundle anew") from None
-    batches = [backend.infer(images[i : i + bundle.batch]).logits for i in range(0, len(images), bundle.batch)]
-    logits = np.concatenate(batches)
     if not np.isfinite(logits).all():
         raise BundleError(
-            f"the self-test failed: backend {backend.name} gives values that are no numbers: rebuild the bundle"
+            f"the self-test failed: backend {backend} gives values that are no numbers: rebuild the bundle"
         )
     differences = np.abs(probabilities(logits) - probabilities(reference))
     found = {"max": float(differences.max()), "mean": float(differences.mean())}
     for kind in KINDS:
         if found[kind] > tolerance[kind]:
             raise BundleError(
-                f"the self-test failed: backend {backend.name} is {found[kind]:.3g} off the reference probabilities of "
+                f"the self-test failed: backend {backend} is {found[kind]:.3g} off the reference probabilities of "
                 f"{bundle.name} ({kind}), allowed are {tolerance[kind]:.3g}: rebuild the bundle for this machine, or "
                 "try another --backend"
             )
-    return {"images": len(images), "difference": found, "tolerance": tolerance}
+    return {"images": len(reference), "difference": found, "tolerance": tolerance}
 
 
-def open_tested(bundle: Bundle, open_backend: Callable[[], Backend]) -> Backend:
-    """Open a backend and self-test it; a backend that fails is closed. Raises what either raises."""
+def open_tested(
+    bundle: Bundle,
+    open_backend: Callable[[], Backend],
+    note: Callable[[dict[str, Any] | None], None] = lambda figures: None,
+) -> Backend:
+    """Open a backend and self-test it; a backend that fails is closed. Raises what either raises.
+
+    `note` is told the figures, or None of a test that failed.
+    """
     backend = open_backend()
     try:
         figures = self_test(bundle, backend)
     except BaseException:
+        note(None)
         backend.close()
         raise
+    note(figures)
     log.info("backend %s: %s", backend.name, describe(figures))
     return backend
 

@@ -13,20 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import Bundle
-from edge.errors import EdgeError
+from edge.errors import BusyError, StorageFullError
 from edge.pipeline import Outcome
 
-
-class BusyError(EdgeError):
-    """The queue is full: the image was not taken, and is to be sent again after `retry_after` seconds."""
-
-    def __init__(self, text: str, retry_after: float) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
-
-
-class StorageFullError(EdgeError):
-    """The disk is full: the image was not taken. What was taken before is not lost."""
+__all__ = ["BusyError", "Picture", "Receipt", "Service", "StorageFullError"]
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,8 @@ def throttle_alerts(root: Path) -> list[str] | None:
     return [name for name, state in alerts.items() if state > 0] if alerts else None
 
 
-def _rss_mb(root: Path) -> float | None:
+def rss_mb(root: Path = Path("/")) -> float | None:
+    """Resident memory of this process, megabytes; None if it cannot be read."""
     match = re.search(r"^VmRSS:\s*(\d+) kB", _text(root / "proc/self/status") or "", re.MULTILINE)
     return int(match[1]) / 1024 if match else None
 
@@ -286,7 +287,7 @@ class Sampler:
                 "time": time.time(),
                 "cpu_load": total,
                 "other_load": other,
-                "rss_mb": _rss_mb(root),
+                "rss_mb": rss_mb(root),
                 "temperature_c": temperatures_c(root),
                 "gpu_mhz": gpu_mhz(root),
                 "cpu_mhz": cpu_mhz(root),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edge.errors import UsageError
-from edge.ledger import file_key
+from edge.ledger.runs import file_key
 
 SETTLE_SECONDS = 1.0
 """How long a file must not change before it is taken."""
@@ -62,6 +62,15 @@ class WatchedFolder:
                 candidates[key] = since
                 self.waiting += 1
         self._taken, self._candidates = taken, candidates  # forget what is gone
+
+    def put_back(self, key: str) -> None:
+        """Offer a file again at the next poll: it could not be taken now."""
+        self._taken.discard(key)
+
+    @property
+    def present(self) -> set[str]:
+        """Keys of the files that the last poll found."""
+        return self._taken | self._candidates.keys()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for parent, folders, names in os.walk(self.folder, onerror=_raise_for(self.folder)):

@@ -141,7 +141,7 @@ def test_file_names_are_kept_only_if_wanted(tiny_bundle_directory: Path, place: 
     fill(place, 3)
     (place / "inbox" / "DOE^JANE.txt").write_text("no image")
     done = drain(tiny_bundle_directory, place, "--verbose")
-    kept = b"".join(path.read_bytes() for path in (place / "state").iterdir())
+    kept = b"".join(path.read_bytes() for path in (place / "state").rglob("*") if path.is_file())
     with closing(sqlite3.connect(place / "state" / "ledger.sqlite")) as ledger:
         assert "DOE" not in "\n".join(ledger.iterdump())
     assert "DOE" not in done.stderr

@@ -1,0 +1,45 @@
+"""What a report reads of a ledger, also while a daemon writes to it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import MachineError
+from edge.ledger.database import LEDGER, VERSION, translated
+
+
+@dataclass(frozen=True)
+class LedgerView:
+    """What a report needs of a ledger."""
+
+    results: list[dict[str, Any]]
+    """Every finished run's result, oldest first."""
+    sessions: list[dict[str, Any]]
+    """The sessions, oldest first: ``started``, ``stopped`` (None if killed or still serving) and their facts."""
+
+
+def read_ledger(state: Path) -> LedgerView:
+    """Read the ledger in `state`, also while a daemon writes to it. Raises `MachineError` if there is none."""
+    path = state / LEDGER
+    if not path.is_file():
+        raise MachineError(f"no ledger at {path}: check --state, or run `edge-infer serve` first")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version != VERSION:
+                raise MachineError(f"{path} is of version {version}, this program reads {VERSION}: check --state")
+            results = connection.execute(
+                "SELECT result FROM runs WHERE result IS NOT NULL ORDER BY received"
+            ).fetchall()
+            sessions = connection.execute("SELECT started, stopped, facts FROM sessions ORDER BY id").fetchall()
+    except sqlite3.Error as error:
+        raise translated(path, error) from None
+    return LedgerView(
+        [json.loads(row[0]) for row in results],
+        [{"started": started, "stopped": stopped, **json.loads(facts)} for started, stopped, facts in sessions],
+    )
