@@ -100,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
     bundle.add_argument(FORCE, action="store_true", help="run a bundle that failed its gate; every result says so")
     bundle.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
+    guard = _Parser(add_help=False)
+    guard.add_argument(
+        "--no-guard",
+        dest="guard",
+        action="store_false",
+        default=None,
+        help="answer on images that the network was not made for, too; every result says so",
+    )
 
     parser = _Parser(prog="edge-infer", description="Findings in chest radiographs, on the device.", epilog=EXIT_STATUS)
     parser.add_argument("--version", action="version", version=f"edge-infer {__version__}")
@@ -110,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, log_level=logging.INFO if name == "serve" else logging.WARNING)
         return sub
 
-    sub = command("classify", _classify, "find what is in image files: one line an image", [bundle])
+    sub = command("classify", _classify, "find what is in image files: one line an image", [bundle, guard])
     sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="DICOM, PNG or JPEG image")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, refused images too")
     sub.add_argument(
@@ -118,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     serve = "run images as they come from folders, HTTP, DICOM and video; results into a ledger and on to sinks"
-    sub = command("serve", _serve, serve, [])
+    sub = command("serve", _serve, serve, [guard])
     sub.add_argument("--config", type=Path, metavar="F", help="settings (TOML); flags and the environment override it")
     sub.add_argument("--bundle", type=Path, metavar="DIR", help="the bundle to run")
     sub.add_argument(
@@ -157,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--state", type=Path, default=default_state(), metavar="DIR", help="the daemon's state directory: %(default)s"
     )
 
-    sub = command("bench", _bench, "measure latency and throughput", [bundle])
+    sub = command("bench", _bench, "measure latency and throughput", [bundle, guard])
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
     sub.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="default: %(default)s")
     sub.add_argument("--duration", type=_seconds, default=10.0, metavar="SECONDS", help="default: %(default)s")
@@ -213,7 +221,14 @@ def _classify(options: argparse.Namespace) -> int:
     bundle = _load(options)
     from edge.classify import classify
 
-    return classify(bundle, options.files, backend=options.backend, as_json=options.json, cam_directory=options.cam)
+    return classify(
+        bundle,
+        options.files,
+        backend=options.backend,
+        as_json=options.json,
+        cam_directory=options.cam,
+        guard=options.guard is None,
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -233,7 +248,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _serve_flags(options: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, by the names of the settings."""
-    names = ("bundle", "watch", "state", "backend", "public_key", "allow_failed_gate", "drain", "keep_names")
+    names = ("bundle", "watch", "state", "backend", "public_key", "allow_failed_gate", "drain", "keep_names", "guard")
     flags = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     for section in ("http", "dicom"):
         port = getattr(options, f"{section}_port")
@@ -260,7 +275,15 @@ def _bench(options: argparse.Namespace) -> int:
 
     opener = functools.partial(open_backend, bundle, options.backend)
     with ProgressLine("bench") as progress:
-        report = run_bench(bundle, opener, options.images, options.scenario, options.duration, progress=progress)
+        report = run_bench(
+            bundle,
+            opener,
+            options.images,
+            options.scenario,
+            options.duration,
+            guard=options.guard is None,
+            progress=progress,
+        )
     return _present(report, options.report)
 
 
