@@ -35,25 +35,35 @@ def passport(bundle: Bundle) -> dict[str, Any]:
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """What `passport` returns, in words; a value cannot break out of its line.
+    """What `passport` returns, in words; a value cannot break out of its line. Raises what `sections` raises."""
+    lines = []
+    for heading, texts in sections(facts):
+        for text in texts:
+            start = f"{heading:<{_INDENT}}"
+            lines += textwrap.wrap(
+                text, WIDTH, initial_indent=start, subsequent_indent=" " * _INDENT, break_on_hyphens=False
+            ) or [start.rstrip()]
+            heading = ""
+    return "\n".join(lines)
+
+
+def sections(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What `passport` returns, in words: headings, each with its lines; every character of them is printable.
 
     Raises `BundleError` for entries of another form than `make.py` writes.
     """
+    found: list[tuple[str, list[str]]] = []
     try:
-        entries = list(_entries(facts))
+        for heading, text in _entries(facts):
+            if heading:
+                found.append((heading, []))
+            found[-1][1].append("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"the manifest of {facts['name']} has an entry that this version cannot put into words ({error!r}): read "
             "it with --json"
         ) from None
-    lines = []
-    for heading, text in entries:
-        printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-        start = f"{heading:<{_INDENT}}"
-        lines += textwrap.wrap(
-            printable, WIDTH, initial_indent=start, subsequent_indent=" " * _INDENT, break_on_hyphens=False
-        ) or [start.rstrip()]
-    return "\n".join(lines)
+    return found
 
 
 def _entries(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

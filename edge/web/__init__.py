@@ -1,0 +1,1 @@
+"""The daemon's web page: what it does, live, and what it found last."""
