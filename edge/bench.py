@@ -117,8 +117,8 @@ def run_bench(
 
     `images` are files, used over and over in their order; without any it takes the bundle's golden inputs, which are
     decoded and resized already. `rate` is the server scenario's mean number of images a second (None: half of what a
-    short burst shows the pipeline to do). `guard` is that of `edge.pipeline.Pipeline`; the report says if it is off. The
-    warm-up is not part of the report.
+    short burst shows the pipeline to do). `guard` is that of `edge.pipeline.Pipeline`; the report says where it
+    is off. The warm-up is not part of the report.
 
     Raises `UsageError` for an unknown scenario, or a duration or rate that is not positive;
     `InputRefusedError` if none of the images can be used; what opening and running the backend raises.

@@ -91,7 +91,8 @@ def classify(
 ) -> int:
     """Run `files` and print their results; the exit status: 0, or 1 if some were refused. Raises `EdgeError`.
 
-    Without `guard`, images that the network was not made for are answered too, and each line says so. Where the network has no class activation maps none are written, which is said on standard error.
+    Without `guard`, images that the network was not made for are answered too, and each line says so. Where the network
+    has no class activation maps none are written, which is said on standard error.
     """
     if cam_directory is not None and not bundle.has_cam:
         cam_directory = None
