@@ -100,8 +100,8 @@ class Pipeline:
 
         `deliver` is called in one thread; an exception from it stops the pipeline like a failure of the backend.
         `decoders` is the number of decoding threads (default: the cores that this process may use). A batch that is not
-        full waits up to `patience` seconds for more images, unless one of them is urgent. Without `guard`, images that the
-        network was not made for (`edge.guard`) are answered too, and each result says so.
+        full waits up to `patience` seconds for more images, unless one of them is urgent. Without `guard`, images which
+        the network was not made for (`edge.guard`) are answered too, and each result says so.
         """
         self._bundle = bundle
         self._guard = Guard.from_bundle(bundle, off=not guard)
