@@ -21,6 +21,7 @@ from edge.guard_features import Vector, feature_groups
 GUARD_VERSION = 1
 """Raised when the features or the score change: a bundle's figures belong to the version that they were fitted with."""
 SCORE = "Mahalanobis distance"
+NO_GUARD_HELP = "answer on images that the network was not made for, too; every result says so"
 BLACK, WHITE = 2, 253
 """Gray levels up to, and from which, a pixel is at an end of the range; JPEG leaves them a little off the very end."""
 _EDGE_SHARE = 0.95
