@@ -25,6 +25,7 @@ from edge.control import Control
 from edge.deliverer import Deliverer
 from edge.errors import EdgeError, InputRefusedError, MachineError, StorageFullError
 from edge.gate import require_gate
+from edge.guard import Guard
 from edge.housekeeping import Housekeeping
 from edge.ledger import Ledger
 from edge.metrics import Metrics
@@ -235,12 +236,16 @@ class Server:
         bundle = load_bundle(config.bundle, config.public_key)
         require_gate(bundle.manifest, config.allow_failed_gate)
         Preprocess.from_manifest(bundle.manifest["preprocess"])
+        Guard.from_bundle(bundle)
         return bundle
 
     def _open_pipeline(self, bundle: Bundle, deliver: Callable[[Outcome], None]) -> Pipeline:
         opener = functools.partial(open_backend, bundle, self.config.backend)
         tested = functools.partial(open_tested, bundle, opener, self.note_self_test)
-        return Pipeline(bundle, tested, deliver, patience=self.config.queue.batch_wait_ms / 1e3)
+        patience, guard = self.config.queue.batch_wait_ms / 1e3, self.config.guard
+        if not guard:
+            log.warning("the guard is off: images that the network was not made for are answered too")
+        return Pipeline(bundle, tested, deliver, patience=patience, guard=guard)
 
     def _open_shadow(self, bundle: Bundle) -> Shadow | None:
         fraction = self.config.shadow.fraction
