@@ -23,6 +23,10 @@ from pydantic_settings import (
 
 from edge.errors import UsageError, describe_os_error
 from edge.places import default_state
+from edge.sinks.mqtt_config import MqttConfig
+from edge.sinks.pacs_config import PacsConfig
+from edge.sources.dicom_config import DicomConfig
+from edge.sources.http.config import HttpConfig
 
 PREFIX = "EDGE_INFER_"
 
@@ -108,7 +112,11 @@ class Config(BaseSettings):
     self_test: SelfTestConfig = SelfTestConfig()
     shadow: ShadowConfig = ShadowConfig()
     memory: MemoryConfig = MemoryConfig()
+    http: HttpConfig | None = None
+    dicom: DicomConfig | None = None
     jsonl: JsonlConfig | None = None
+    pacs: PacsConfig | None = None
+    mqtt: MqttConfig | None = None
 
     @classmethod
     def settings_customise_sources(

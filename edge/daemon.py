@@ -128,7 +128,7 @@ class Server:
             source.start()
             resources.callback(source.stop)
             self._sources.append(source)
-        places = [f"watching {folder.folder}" for folder in folders] + [source.describe() for source in self._sources]
+        places = [f"watching {folder.folder}" for folder in folders] + [source.name for source in self._sources]
         log.info("serving: %s", ", ".join(places) or "nothing but what the ledger holds")
         notify("READY=1", f"STATUS=serving {bundle.name}")
         return True
@@ -201,6 +201,8 @@ class Server:
             shadow, self._shadow = self._shadow, self._open_shadow(bundle)
             if shadow is not None:
                 shadow.close()
+            for source in self._sources:
+                source.reload()
             log.info("reload: %s serves", bundle.name)
             if bundle.notice:
                 log.warning("%s", bundle.notice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAPTION_HEIGHT = 40
-"""Pixels below the picture that say what it shows."""
+"""Pixels below the picture that say what it shows, in two lines."""
+_LINE_HEIGHT = 18
+_TEXT_SCALE = 0.42
+"""Of OpenCV's font, whose letters are then 9 pixels high."""
 
 
 def normalised(cam: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -34,6 +38,18 @@ def overlay(pixels: NDArray[np.uint8], cam: NDArray[np.float32]) -> NDArray[np.u
     return np.round(mixed).astype(np.uint8)
 
 
+def caption(lines: Sequence[str], width: int, scale: float = _TEXT_SCALE) -> NDArray[np.uint8]:
+    """`lines` in white on black: (h, `width`, 3) uint8, to be put below a picture; what does not fit is cut off."""
+    import cv2
+
+    height = round(_LINE_HEIGHT * scale / _TEXT_SCALE)
+    strip = np.zeros((4 + height * len(lines), width, 3), np.uint8)
+    for i, text in enumerate(lines):
+        place = (4, height * (i + 1) - 3)
+        cv2.putText(strip, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return strip
+
+
 def write_heatmap(
     directory: Path,
     stem: str,
@@ -53,9 +69,7 @@ def write_heatmap(
     chances = [result["findings"][label]["probability"] for label in labels]
     top = int(np.argmax(chances))
     picture = overlay(pixels, cam[top])
-    strip = np.zeros((CAPTION_HEIGHT, picture.shape[1], 3), np.uint8)
-    for line, text in enumerate((f"{labels[top]} {chances[top]:.2f}", notice)):
-        cv2.putText(strip, text, (4, 15 + 18 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+    strip = caption((f"{labels[top]} {chances[top]:.2f}", notice), picture.shape[1])
     _, png = cv2.imencode(".png", np.vstack([picture, strip]))
     array_path, picture_path = directory / f"{stem}.cam.npy", directory / f"{stem}.cam.png"
     np.save(array_path, cam)

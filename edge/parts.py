@@ -11,6 +11,9 @@ from edge.config import Config
 from edge.service import Service
 from edge.sinks import Sink
 
+STOP_SECONDS = 5.0
+"""How long requests under way may take when the daemon stops."""
+
 
 def _nothing() -> None:
     return None
@@ -20,19 +23,29 @@ def _nothing() -> None:
 class Source:
     """Something that listens or captures, in threads of its own."""
 
+    name: str
     start: Callable[[], None]
     """Raises `UsageError` or `MachineError` if it cannot."""
     stop: Callable[[], None]
     """Takes nothing more; may be called twice."""
-    describe: Callable[[], str]
-    """Where it listens, for the log."""
     check: Callable[[], None] = _nothing
     """Raises the error that ended it, if one did."""
+    reload: Callable[[], None] = _nothing
+    """Reads its tokens and certificates anew; changes nothing if it raises `UsageError`."""
 
 
 def make_sources(service: Service, config: Config, registry: CollectorRegistry) -> Iterator[Source]:
     """The sources, not started yet."""
-    yield from ()
+    if config.http is not None:
+        from edge.sources.http.server import HttpServer
+
+        http = HttpServer(service, config.http, registry)
+        yield Source("http", http.start, lambda: http.stop(STOP_SECONDS), http.check, http.reload)
+    if config.dicom is not None:
+        from edge.sources.dicom import DicomServer
+
+        dicom = DicomServer(service, config.dicom)
+        yield Source("dicom", dicom.start, dicom.stop)
 
 
 def make_sinks(config: Config) -> Iterator[Sink]:
@@ -41,3 +54,11 @@ def make_sinks(config: Config) -> Iterator[Sink]:
         from edge.sinks.jsonl import JsonlSink
 
         yield JsonlSink(config.jsonl.path)
+    if config.pacs is not None:
+        from edge.sinks.dicom import PacsSink
+
+        yield PacsSink(config.pacs)
+    if config.mqtt is not None:
+        from edge.sinks.mqtt import MqttSink
+
+        yield MqttSink(config.mqtt)

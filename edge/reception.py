@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from edge.config import QueueConfig
-from edge.dicom.identity import sop_instance
 from edge.errors import BusyError, InputRefusedError, StorageFullError
 from edge.ledger import Ledger
 from edge.metrics import Metrics
@@ -43,7 +42,7 @@ class Reception:
                 origin=origin,
                 stat=stat,
                 source=source,
-                instance=instance or sop_instance(content),
+                instance=instance or _instance(content),
                 key=key,
             )
         except (BusyError, StorageFullError, InputRefusedError) as error:
@@ -61,6 +60,14 @@ class Reception:
             f"{count} images ({total // 1_000_000} MB) wait, {limits.max_images} ({limits.max_mb} MB) may: come again",
             retry_after=self._live.seconds_for(max(1, count // 4)),
         )
+
+
+def _instance(content: bytes) -> str | None:
+    if content[128:132] != b"DICM":
+        return None
+    from edge.dicom.identity import sop_instance  # a daemon that gets no DICOM loads nothing of it
+
+    return sop_instance(content)
 
 
 _WHY = {BusyError: "busy", StorageFullError: "disk full", InputRefusedError: "not an image"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from edge.dicom.reader import read_file
 from edge.errors import InputRefusedError
 
 _SOP_INSTANCE_UID = 0x0008_0018
@@ -11,11 +12,7 @@ _LONGEST_UID = 64
 
 
 def sop_instance(content: bytes) -> str | None:
-    """The SOP Instance UID of a DICOM file's content; None if it is none, or has no valid one (PS3.5 section 9.1)."""
-    if content[128:132] != b"DICM":
-        return None
-    from edge.dicom.reader import read_file
-
+    """The SOP Instance UID of a DICOM file's content; None if it has no valid one (PS3.5 section 9.1)."""
     try:
         value = read_file(content, [_SOP_INSTANCE_UID], max_bytes=4 * len(content)).data_set.text(_SOP_INSTANCE_UID)
     except (InputRefusedError, MemoryError):

@@ -239,6 +239,8 @@ _CODECS: dict[str, Callable[[str, bytes, Layout], Stored]] = {
     uid.JPEG2000: _decode_jpeg2000,
     uid.RLELossless: _decode_rle,
 }
+TRANSFER_SYNTAXES: tuple[str, ...] = (*sorted(_NATIVE), *_CODECS)
+"""UIDs of all that is decoded."""
 
 
 def _disagrees(how: str) -> InputRefusedError:

@@ -154,7 +154,7 @@ def read_file(content: bytes, wanted: Iterable[int], max_bytes: int) -> File:
 
     Nothing else is kept of the data set. `max_bytes` bounds what a deflated one may inflate to.
     """
-    _silence_pydicom()
+    silence_pydicom()
     tags = [*wanted, _SOP_CLASS_UID, _PIXEL_DATA]
     try:
         dataset = _read(content, max_bytes, tags)
@@ -179,7 +179,7 @@ def read_file(content: bytes, wanted: Iterable[int], max_bytes: int) -> File:
     )
 
 
-def _silence_pydicom() -> None:
+def silence_pydicom() -> None:
     """Keep pydicom's warnings and log lines, which quote values, from being shown; cheap once it is done."""
     logging.getLogger("pydicom").propagate = False
     if list(warnings.filters[:1]) != [_SILENT]:

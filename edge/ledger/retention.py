@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 from edge.ledger.database import Database
 
-BATCH = 500
+BATCH = 20
 """Runs that are removed in one transaction: others wait for it."""
 
 

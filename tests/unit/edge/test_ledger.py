@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -10,14 +12,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edge.errors import MachineError
-from edge.ledger import LEDGER, Ledger, file_key, read_ledger
+from edge.errors import MachineError, StorageFullError
+from edge.ledger import LEDGER, Ledger, Retention, file_key, read_ledger
+from edge.service import Picture
 
 
-def receive(ledger: Ledger, name: str, sha256: str | None = None, source: str | None = None) -> tuple[str, bool]:
-    return ledger.receive(sha256=sha256 or name, path=Path("/inbox") / name, key=f"key {name}", source=source)
+def receive(ledger: Ledger, name: str, content: str | None = None, **more: Any) -> tuple[str, bool]:
+    receipt = ledger.receive((content or name).encode(), origin="folder", key=f"key {name}", **more)
+    return receipt.id, receipt.new
 
 
 def result(id: str, status: str = "done") -> dict[str, Any]:
@@ -37,7 +42,8 @@ def test_a_run_goes_from_received_to_running_to_done(tmp_path: Path) -> None:
         assert ledger.counts() == {"received": 1}
         run = ledger.take()
         assert run is not None
-        assert (run.id, run.sha256, run.path, run.source) == (id, "a", Path("/inbox/a"), None)
+        assert (run.id, run.sha256, run.source) == (id, hashlib.sha256(b"a").hexdigest(), None)
+        assert run.path.read_bytes() == b"a"
         assert ledger.counts() == {"running": 1}
         assert ledger.take() is None
         ledger.finish(result(id))
@@ -47,12 +53,12 @@ def test_a_run_goes_from_received_to_running_to_done(tmp_path: Path) -> None:
 
 def test_content_is_done_once_whatever_its_file_is_called(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
-        first, _ = receive(ledger, "a", sha256="same")
-        assert receive(ledger, "b", sha256="same") == (first, False)  # received
+        first, _ = receive(ledger, "a", content="same")
+        assert receive(ledger, "b", content="same") == (first, False)  # received
         ledger.take()
-        assert receive(ledger, "c", sha256="same") == (first, False)  # running
+        assert receive(ledger, "c", content="same") == (first, False)  # running
         ledger.finish(result(first))
-        assert receive(ledger, "d", sha256="same") == (first, False)  # done
+        assert receive(ledger, "d", content="same") == (first, False)  # done
         assert ledger.take() is None
         assert all(ledger.knows(f"key {name}") for name in "abcd")
         assert not ledger.knows("key e")
@@ -60,14 +66,14 @@ def test_content_is_done_once_whatever_its_file_is_called(tmp_path: Path) -> Non
 
 def test_refused_content_is_tried_again_when_it_is_handed_over_again(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
-        id, _ = receive(ledger, "a", sha256="same")
+        id, _ = receive(ledger, "a", content="same")
         ledger.take()
         ledger.finish(result(id, "refused"))
         assert ledger.take() is None  # not of itself
-        assert receive(ledger, "b", sha256="same") == (id, True)
+        assert receive(ledger, "b", content="same") == (id, True)
         run = ledger.take()
         assert run is not None
-        assert run.path == Path("/inbox/b")
+        assert run.path.read_bytes() == b"same"
         ledger.finish(result(id))
         assert ledger.counts() == {"done": 1}
 
@@ -103,7 +109,7 @@ from pathlib import Path
 from edge.ledger import Ledger
 ledger = Ledger(Path({str(tmp_path)!r}))
 for name in "abc":
-    ledger.receive(sha256=name, path=Path(name), key=name, source=None)
+    ledger.receive(name.encode(), origin="folder", key=name)
 run = ledger.take()
 ledger.finish({{"id": run.id, "status": "done"}})
 ledger.take()
@@ -119,33 +125,24 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_nothing_of_a_patient_stays_in_a_finished_run(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         for status in ("done", "refused"):
-            ledger.receive(sha256=status, path=Path(f"/inbox/DOE^JANE.{status}"), key=status, source=None)
+            ledger.receive(f"DOE^JANE {status}".encode(), origin="dicom", instance=f"1.2.826.0.1.3680043.{len(status)}")
             run = ledger.take()
             assert run is not None
-            assert "DOE^JANE" in str(run.path)
+            assert b"DOE^JANE" in run.path.read_bytes()
             ledger.finish(result(run.id, status))
-    assert "DOE" not in stored(tmp_path)
-    assert b"DOE".hex().upper() not in stored(tmp_path).upper()
+        assert list(ledger.spool.folder.iterdir()) == []
+    for trace in ("DOE", b"DOE".hex().upper(), "3680043"):
+        assert trace not in stored(tmp_path).upper()
 
 
 def test_a_file_that_could_not_be_read_is_recorded_with_its_reason(tmp_path: Path) -> None:
     refused = {**result("x", "refused"), "reason": "it may not be read"}
     with Ledger(tmp_path) as ledger:
-        ledger.refuse_unread(key="k", result=refused)
-        ledger.refuse_unread(key="l", result={**refused, "id": "y"})
+        ledger.refuse_unread(key="k", origin="folder", result=refused)
+        ledger.refuse_unread(key="l", origin="folder", result={**refused, "id": "y"})
         assert ledger.knows("k")
         assert ledger.counts() == {"refused": 2}
     assert read_ledger(tmp_path).results[0] == refused
-
-
-def test_paths_of_any_bytes_come_back(tmp_path: Path) -> None:
-    path = Path(os.fsdecode(b"/inbox/\xff\xfe \xc3\xa9.dcm"))
-    with Ledger(tmp_path) as ledger:
-        ledger.receive(sha256="a", path=path, key="k", source=None)
-    with Ledger(tmp_path) as ledger:
-        run = ledger.take()
-        assert run is not None
-        assert run.path == path
 
 
 def test_the_ledger_is_private(tmp_path: Path) -> None:
@@ -153,11 +150,13 @@ def test_the_ledger_is_private(tmp_path: Path) -> None:
     try:
         with Ledger(tmp_path / "state") as ledger:
             receive(ledger, "a")
-            files = [tmp_path / "state", *(tmp_path / "state").iterdir()]
+            (content,) = ledger.spool.folder.iterdir()
+            files = [tmp_path / "state", *(tmp_path / "state").iterdir(), content]
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
     finally:
         os.umask(before)
-    assert modes["state"] == 0o700
+    assert modes["state"] == modes["spool"] == 0o700
+    assert modes[content.name] == 0o600
     assert {modes[name] for name in modes if name.startswith(LEDGER)} == {0o600}
 
 
@@ -182,7 +181,7 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / LEDGER)) as connection:
         connection.execute("PRAGMA user_version = 99")
     for opened in (Ledger, read_ledger):
-        with pytest.raises(MachineError, match="version 99, this program reads 1"):
+        with pytest.raises(MachineError, match="version 99, this program reads 2"):
             opened(tmp_path)
 
 
@@ -194,12 +193,12 @@ def test_no_ledger_is_told(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_and_loses_nothing_recorded(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         receive(ledger, "a")
-        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
-        ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+        pages = ledger.database._connection.execute("PRAGMA page_count").fetchone()[0]
+        ledger.database._connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(MachineError, match="free space on its disk"):
             for number in range(1000):
                 receive(ledger, f"{number} " + 100 * "x")
-        ledger._connection.execute("PRAGMA max_page_count = 1000000")
+        ledger.database._connection.execute("PRAGMA max_page_count = 1000000")
         count = ledger.counts()["received"]
         receive(ledger, "and on it goes")
         assert ledger.counts()["received"] == count + 1
@@ -255,3 +254,116 @@ def test_a_file_key_changes_with_whatever_changes_the_file(tmp_path: Path) -> No
     keys.add(file_key(tmp_path / "b", path.stat()))
     assert len(keys) == 4
     assert not any("tmp" in key or "/" in key for key in keys)
+
+
+def test_the_same_instance_in_another_coding_is_the_same_run(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        id, new = receive(ledger, "a", "raw", instance="1.2.3")
+        assert new
+        assert receive(ledger, "b", "compressed", instance="1.2.3") == (id, False)
+        assert receive(ledger, "c", "compressed", instance="1.2.4") != (id, False)
+        ledger.take()
+        ledger.finish(result(id, "refused"))
+        assert receive(ledger, "d", "repaired", instance="1.2.3") == (id, True)
+        assert {path.read_bytes() for path in ledger.spool.folder.iterdir()} == {b"compressed", b"repaired"}
+
+
+def test_urgent_runs_overtake(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ids = [receive(ledger, name, stat=name in "cd")[0] for name in "abcd"]
+        taken = [ledger.take() for _ in ids]
+        assert [run.id for run in taken if run] == [ids[2], ids[3], ids[0], ids[1]]
+
+
+def test_content_is_kept_until_every_sink_has_the_result(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        id, _ = receive(ledger, "a")
+        ledger.take()
+        ledger.finish(result(id), sinks=("pacs", "mqtt"))
+        for sink, attempt in (("pacs", 1), ("pacs", 2), ("mqtt", 1)):
+            waiting = ledger.outbox.next(sink)
+            assert waiting is not None
+            assert (waiting.run, waiting.attempt, waiting.result) == (id, attempt, result(id))
+        assert ledger.outbox.next("jsonl") is None
+        ledger.delivered(id, "mqtt")
+        assert ledger.outbox.next("mqtt") is None
+        assert len(list(ledger.spool.folder.iterdir())) == 1
+    with Ledger(tmp_path) as ledger:  # the process ended in between
+        assert ledger.outbox.postpone(id, "pacs", 3) == 4.0
+        assert ledger.outbox.next("pacs") is None  # not due
+        ledger.delivered(id, "pacs", "given up")
+        assert list(ledger.spool.folder.iterdir()) == []
+        assert ledger.outbox.counts() == {"mqtt": {"delivered": 1}, "pacs": {"given up": 1}}
+
+
+def test_results_come_in_the_order_of_finishing_and_from_a_cursor_on(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ids = [receive(ledger, name)[0] for name in "abcde"]
+        for _ in ids:
+            ledger.take()
+        order = [ids[i] for i in (3, 0, 4, 1)]
+        for id in order:
+            ledger.finish(result(id))
+        found, after = [], 0
+        while page := ledger.results(after, limit=3):
+            found += [entry["id"] for _, entry in page]
+            after = page[-1][0]
+        assert found == order
+        Retention(ledger.database, days=1e-9, max_bytes=None).apply()
+        ledger.finish(result(ids[2]))
+        assert [entry["id"] for _, entry in ledger.results(after, limit=3)] == [ids[2]]  # no cursor is used twice
+
+
+def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    picture = Picture(rng.integers(0, 256, (33, 33), np.uint8), rng.random((2, 5, 7), np.float32), ("a", "b"))
+    for keep in (True, False):
+        with Ledger(tmp_path / str(keep), keep_pictures=keep) as ledger:
+            id, _ = receive(ledger, "a")
+            ledger.take()
+            ledger.finish(result(id), picture)
+            found = ledger.picture(id)
+            assert (found is not None) == keep
+            if found is not None and found.cam is not None and picture.cam is not None:
+                np.testing.assert_array_equal(found.pixels, picture.pixels)
+                np.testing.assert_array_equal(found.cam, picture.cam)
+                assert found.labels == picture.labels
+
+
+def test_retention_removes_the_oldest_that_are_delivered_and_remembers_files_that_are_there(tmp_path: Path) -> None:
+    with Ledger(tmp_path, keep_pictures=True) as ledger:
+        noise = np.random.default_rng(1)
+        for number in range(40):
+            id, _ = receive(ledger, str(number))
+            ledger.take()
+            pixels = noise.integers(0, 256, (200, 200), np.uint8)
+            ledger.finish(result(id), Picture(pixels, None, ()), sinks=("pacs",) if number < 2 else ())
+        receive(ledger, "waiting")
+        assert Retention(ledger.database, days=1.0, max_bytes=None).apply() == 0
+        retention = Retention(ledger.database, days=None, max_bytes=1_000_000)
+        assert retention.apply(present={"key 5"}) == 20  # one step is enough
+        assert ledger.counts() == {"done": 20, "received": 1}
+        assert ledger.knows("key 5")
+        assert ledger.knows("key 0")
+        assert not ledger.knows("key 6")
+
+
+def test_what_a_killed_process_left_in_the_spool_is_swept(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        receive(ledger, "a")
+        half, orphan, foreign = (ledger.spool.folder / name for name in (f".{'0' * 32}", "f" * 64, "notes.txt"))
+        for path in (half, orphan, foreign):
+            path.write_bytes(b"x")
+    with Ledger(tmp_path) as ledger:
+        assert not half.exists()
+        assert not orphan.exists()
+        assert foreign.exists()  # it is not ours
+        run = ledger.take()
+        assert run is not None
+        assert run.path.read_bytes() == b"a"
+
+
+def test_space_for_results_is_kept_free(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with Ledger(tmp_path, reserve=2 * free) as ledger, pytest.raises(StorageFullError, match="are kept for results"):
+        receive(ledger, "a")

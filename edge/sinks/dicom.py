@@ -1,0 +1,141 @@
+"""Delivers results to a PACS: a Structured Report and a picture of the class activation map, in the image's study."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydicom.dataset import Dataset
+
+from edge.dicom import is_dicom
+from edge.dicom.network import Title
+from edge.sinks import Delivery, SinkRefusedError
+from edge.sinks.credentials import client_tls, read_secret
+from edge.sinks.dicom_send import AssociationSender, Sender, WebSender
+
+if TYPE_CHECKING:
+    import requests
+
+log = logging.getLogger(__name__)
+
+
+class PacsConfig(BaseModel):
+    """Where DICOM results go, and what they are: by C-STORE with `host`, by STOW-RS with `url`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str | None = Field(None, min_length=1, description="the PACS, for C-STORE")
+    port: int = Field(104, ge=1, le=65535, description="the PACS's DICOM port")
+    aet: Title = Field("PACS", description="the PACS's AE title")
+    calling_aet: Title = Field("MDCONV_EDGE", description="our AE title")
+    tls: bool = Field(False, description="TLS for C-STORE; https:// in `url` for STOW-RS")
+    url: str | None = Field(
+        None, pattern=r"^https?://[^@\s]+$", description="root of the DICOMweb service, for STOW-RS"
+    )
+    token_file: Path | None = Field(None, description="file with the bearer token for `url`")
+    user: str | None = Field(None, min_length=1, description="user name for `url`, with password_file")
+    password_file: Path | None = Field(None, description="file with the user's password")
+    ca: Path | None = Field(None, description="PEM file of the CAs that may vouch for the PACS; default: the system's")
+    certificate: Path | None = Field(None, description="PEM file with our certificate, where the PACS asks for one")
+    key: Path | None = Field(None, description="PEM file with the certificate's private key")
+    timeout: float = Field(30, gt=0, le=3600, description="seconds to connect, and for each answer")
+    report: bool = Field(True, description="send the Structured Report")
+    capture: bool = Field(True, description="send the map over the image, as Secondary Capture")
+
+    @model_validator(mode="after")
+    def _check(self) -> PacsConfig:
+        if (self.host is None) == (self.url is None):
+            raise ValueError("give one of host (C-STORE) and url (STOW-RS), not both")
+        if not (self.report or self.capture):
+            raise ValueError("report and capture are both off, so there is nothing to send: leave the section out")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both, or neither")
+        if (self.user is None) != (self.password_file is None):
+            raise ValueError("user and password_file belong together: give both, or neither")
+        if self.token_file is not None and self.user is not None:
+            raise ValueError("token_file and user exclude each other: give one of them")
+        if self.url is None and (self.token_file is not None or self.user is not None):
+            raise ValueError("token_file, user and password_file are for url only: leave them out")
+        return self
+
+
+class PacsSink:
+    """See `edge.sinks.Sink`. Refused images, and those that are no DICOM, have nothing to be delivered."""
+
+    name = "pacs"
+
+    def __init__(self, config: PacsConfig) -> None:
+        """Raises `UsageError` if a file that `config` names cannot be used; does not connect."""
+        self._config = config
+        self._sender = _sender(config)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Send what `delivery` asks for. Raises `SinkError` or `SinkRefusedError`."""
+        result = delivery.result
+        if result["status"] != "done":
+            return
+        if delivery.content is None:
+            raise SinkRefusedError("the image is no longer kept, so there is no study to file its result in")
+        if not is_dicom(delivery.content):
+            return
+        self._sender.send(self._objects(delivery, delivery.content))
+
+    def close(self) -> None:
+        """Nothing is kept open between deliveries."""
+
+    def _objects(self, delivery: Delivery, content: bytes) -> list[Dataset]:
+        from edge.sinks.dicom_capture import map_over_image  # highdicom takes a second to load
+        from edge.sinks.dicom_sr import findings_report
+        from edge.sinks.dicom_study import read_study
+
+        study = read_study(content)
+        objects: list[Dataset] = []
+        if self._config.report:
+            objects.append(findings_report(delivery.result, delivery.bundle, study))
+        if self._config.capture and delivery.picture is not None:
+            capture = map_over_image(delivery.result, delivery.bundle, study, content, delivery.picture)
+            objects += [capture] if capture is not None else []
+        return objects
+
+
+def _sender(config: PacsConfig) -> Sender:
+    if config.url is not None:
+        return WebSender(config.url, _session(config), config.timeout)
+    assert config.host is not None
+    context = client_tls(config.ca, config.certificate, config.key) if config.tls else None
+    return AssociationSender(
+        *(config.host, config.port),
+        called=config.aet,
+        calling=config.calling_aet,
+        timeout=config.timeout,
+        tls=context,
+    )
+
+
+def _session(config: PacsConfig) -> requests.Session:
+    import requests
+
+    session = requests.Session()
+    if config.url is not None and config.url.startswith("https:"):
+        client_tls(config.ca, config.certificate, config.key)  # says what is wrong with the files, before any is used
+    session.verify = str(config.ca) if config.ca else True
+    if config.certificate is not None:
+        session.cert = (str(config.certificate), str(config.key))
+    if config.token_file is not None:
+        session.auth = _Bearer(read_secret(config.token_file))
+    elif config.user is not None and config.password_file is not None:
+        session.auth = (config.user, read_secret(config.password_file).get_secret_value())
+    return session
+
+
+class _Bearer:
+    """Sets the token itself: as a mere header of the session, a ``.netrc`` would replace it."""
+
+    def __init__(self, token: SecretStr) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
+        return request

@@ -1,0 +1,163 @@
+"""Sends DICOM objects to a PACS: by C-STORE over an association, or by STOW-RS over HTTP.
+
+Whether a failure may pass is decided here: `SinkError` for what time or an administrator mends, `SinkRefusedError` for
+what the other side will say again of the same object. Neither text holds a UID or anything that the other side wrote.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydicom.dataset import Dataset
+
+from edge.dicom.network import silence_libraries
+from edge.sinks import SinkError, SinkRefusedError
+
+if TYPE_CHECKING:
+    import requests
+
+_ALREADY_THERE = 0x0111
+"""Duplicate SOP instance: an earlier attempt arrived, and its answer did not."""
+_PASSING = {0x0110, 0x0122, 0x0124}
+"""Processing failure; SOP class not supported, not authorized: an administrator can allow them."""
+
+
+class Sender(Protocol):
+    """Hands objects over; returns once the other side has stored all of them."""
+
+    def send(self, datasets: Sequence[Dataset]) -> None: ...
+
+
+class AssociationSender:
+    """C-STORE (PS3.4 annex B), one association for each call."""
+
+    def __init__(
+        self, host: str, port: int, *, called: str, calling: str, timeout: float, tls: ssl.SSLContext | None
+    ) -> None:
+        from pynetdicom import AE
+
+        silence_libraries()
+        self._where, self._called, self._tls = (host, port), called, tls
+        self._entity = AE(calling)
+        self._entity.connection_timeout = timeout
+        self._entity.acse_timeout = timeout
+        self._entity.dimse_timeout = timeout
+        self._entity.network_timeout = timeout
+
+    def send(self, datasets: Sequence[Dataset]) -> None:
+        """Raises `SinkError` if the PACS cannot be reached or is busy, `SinkRefusedError` if it refuses an object."""
+        from pynetdicom import build_context
+
+        host, port = self._where
+        contexts = [
+            build_context(sop_class, syntax)
+            for sop_class, syntax in sorted({(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in datasets})
+        ]
+        tls = (self._tls, host) if self._tls else None
+        try:
+            association = self._entity.associate(
+                host,
+                port,
+                contexts=contexts,
+                ae_title=self._called,
+                tls_args=tls,
+            )
+        except OSError:  # the name has no address
+            raise SinkError(f"the PACS {host} cannot be found: check `host`") from None
+        if not association.is_established:
+            raise SinkError(self._why_not(association.is_rejected))
+        try:
+            for dataset in datasets:
+                self._store(association, dataset)
+        finally:
+            if association.is_established:
+                association.release()
+
+    def _why_not(self, rejected: bool) -> str:
+        host, port = self._where
+        if rejected:
+            return (
+                f"the PACS {host}:{port} rejected the association: check `aet` ({self._called}), and that it knows "
+                f"`calling_aet` ({self._entity.ae_title})"
+            )
+        return f"the PACS {host}:{port} cannot be reached: check `host`, `port`, `tls` and the network"
+
+    def _store(self, association: Any, dataset: Dataset) -> None:
+        host, port = self._where
+        try:
+            answer = association.send_c_store(dataset)
+        except ValueError:  # no accepted context
+            raise SinkError(
+                f"the PACS {host}:{port} does not take {_kind(dataset)}: allow its SOP class there"
+            ) from None
+        except RuntimeError:
+            raise SinkError(f"the PACS {host}:{port} ended the association: it is tried again") from None
+        if "Status" not in answer:
+            raise SinkError(f"the PACS {host}:{port} did not answer in time, or ended the association")
+        check_status(int(answer.Status), _kind(dataset), f"{host}:{port}")
+
+
+class WebSender:
+    """STOW-RS (PS3.18 section 10.5)."""
+
+    def __init__(self, url: str, session: requests.Session, timeout: float) -> None:
+        from dicomweb_client import DICOMwebClient
+
+        silence_libraries()
+        # Sent in one piece: not every server takes a chunked request.
+        self._client = DICOMwebClient(url, session=session, timeout=timeout, chunk_size=1 << 30)
+        self._client.set_http_retry_params(retry=False)
+        self._host = self._client.host
+
+    def send(self, datasets: Sequence[Dataset]) -> None:
+        """Raises `SinkError` if the server cannot be reached or is busy, `SinkRefusedError` if it refuses an object."""
+        import requests
+
+        try:
+            answer = self._client.store_instances(datasets)
+        except requests.HTTPError as error:
+            self._check_http(error)
+            return
+        except requests.RequestException as error:
+            raise SinkError(
+                f"the DICOMweb server {self._host} cannot be reached ({type(error).__name__}): check `url` and the "
+                "network"
+            ) from None
+        except Exception as error:  # an answer that is no DICOM: the library raises whatever it stumbles over
+            raise SinkError(
+                f"the DICOMweb server {self._host} gave no answer that can be read ({type(error).__name__})"
+            ) from None
+        for item in answer.get("FailedSOPSequence") or ():
+            kind = _kind_of_class(str(item.get("ReferencedSOPClassUID", "")))
+            check_status(int(item.get("FailureReason", 0x0110)), kind, self._host)
+
+    def _check_http(self, error: requests.HTTPError) -> None:
+        status = error.response.status_code if error.response is not None else 0
+        text = f"the DICOMweb server {self._host} answered with status {status}"
+        if status in (401, 403):
+            raise SinkError(f"{text}: check its credentials") from None
+        if status in (404, 405):
+            raise SinkError(f"{text}: check `url`") from None
+        if 400 <= status < 500 and status not in (408, 425, 429):
+            raise SinkRefusedError(f"{text}: it does not take the objects") from None
+        raise SinkError(f"{text}: it is tried again") from None
+
+
+def check_status(status: int, kind: str, where: str) -> None:
+    """Return for a stored object (PS3.4 table B.2-1); else raise `SinkError` or `SinkRefusedError`."""
+    if status == 0 or status == _ALREADY_THERE or 0xB000 <= status <= 0xBFFF:  # the last: stored, with a remark
+        return
+    text = f"the PACS {where} answered {kind} with status {status:04X}H"
+    if status in _PASSING or 0xA700 <= status <= 0xA7FF:
+        raise SinkError(f"{text}: it is tried again")
+    raise SinkRefusedError(f"{text}: it does not take this object")
+
+
+def _kind(dataset: Dataset) -> str:
+    return _kind_of_class(str(dataset.SOPClassUID))
+
+
+def _kind_of_class(sop_class: str) -> str:
+    return "the image" if sop_class == "1.2.840.10008.5.1.4.1.1.7" else "the report"

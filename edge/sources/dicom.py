@@ -1,0 +1,247 @@
+"""Receives radiographs as a DICOM Storage SCP (PS3.4 annex B), and answers C-ECHO.
+
+A C-STORE is answered with success once the image is on the disk for good, else with a status that tells the sender
+whether to try again; a data set is kept in the very bytes in which it came.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+import threading
+from pathlib import Path
+from typing import Annotated, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES, RAW_CLASS
+from edge.dicom.network import Title, is_uid, silence_libraries
+from edge.dicom.pixels import TRANSFER_SYNTAXES
+from edge.dicom.reader import read_file
+from edge.errors import EdgeError, InputRefusedError, MachineError, UsageError, describe_os_error
+from edge.service import BusyError, Service, StorageFullError
+from edge.sources.dicom_transport import BoundedServer, Limits
+
+log = logging.getLogger(__name__)
+
+SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+INVALID_INSTANCE = 0x0117
+OUT_OF_RESOURCES = 0xA700
+"""The only failure that asks the sender to come again."""
+WRONG_CLASS = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+_SOP_INSTANCE = 0x0008_0018
+_HIGH_PRIORITY = 1
+_MEGABYTE = 1_000_000
+
+
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; expected an address such as 10.1.2.3 or a network such as 10.1.2.0/24") from None
+    return text
+
+
+class DicomConfig(BaseModel):
+    """The DICOM server's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    port: int = Field(11112, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    bind: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of the machine's")
+    aet: Title = Field("MDCONV_EDGE", description="our AE title")
+    require_called_aet: bool = Field(True, description="refuse associations that call another AE title than ours")
+    calling_aets: tuple[Title, ...] = Field((), description="AE titles that may send; empty: any")
+    addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (), description="addresses and networks (CIDR) that may connect; empty: any"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file with our certificate chain; turns TLS on")
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
+    tls_client_ca: Path | None = Field(None, description="PEM file of the CAs whose certificates clients must show")
+    max_pdu: int = Field(131_072, ge=4096, le=1 << 20, description="largest PDU that is received, in bytes")
+    max_associations: int = Field(10, ge=1, le=100, description="associations at the same time")
+    max_megabytes: int = Field(128, ge=1, le=1024, description="largest data set that is received")
+    max_megabytes_together: int = Field(512, ge=1, le=8192, description="all data sets that are being received")
+    network_timeout: float = Field(60, gt=0, le=3600, description="seconds for one PDU, and between two")
+    acse_timeout: float = Field(30, gt=0, le=3600, description="seconds to ask for an association, or to end it")
+    dimse_timeout: float = Field(30, gt=0, le=3600, description="seconds between the messages of an operation")
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> DicomConfig:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both, or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key: give them, or leave it out")
+        return self
+
+
+class DicomServer:
+    """The Storage and Verification SCP in front of `service`, in threads of its own from `start` to `stop`."""
+
+    def __init__(self, service: Service, config: DicomConfig) -> None:
+        self._service = service
+        self._config = config
+        self._server: BoundedServer | None = None
+        self._thread: threading.Thread | None = None
+        self.refused = 0
+        """Connections and associations that were turned away."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port, once started."""
+        if self._server is None:
+            raise RuntimeError("the DICOM server is not started")
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Listen. Raises `UsageError` for TLS files that cannot be used, `MachineError` for a port that is taken."""
+        config = self._config
+        silence_libraries()
+        context = self._tls_context()
+        entity = self._entity()
+        limit = min(config.max_megabytes * _MEGABYTE, self._service.max_bytes)
+        limits = Limits(
+            pdu=config.max_pdu,
+            data_set=limit,
+            all_data_sets=max(limit, config.max_megabytes_together * _MEGABYTE),
+            seconds=config.network_timeout,
+            connections=2 * config.max_associations,
+            networks=tuple(ipaddress.ip_network(text) for text in config.addresses),
+        )
+        where = f"{config.bind}:{config.port}"
+        try:
+            self._server = server = BoundedServer(
+                *(entity, (config.bind, config.port)),
+                [(evt.EVT_C_STORE, self._store), (evt.EVT_REJECTED, self._rejected)],
+                tls=context,
+                limits=limits,
+                on_refused=self._count_refused,
+            )
+        except OSError as error:
+            raise MachineError(
+                f"the DICOM server cannot listen on {where}: {error.strerror or error}: is another program using it? "
+                "Choose another `port` or `bind`"
+            ) from None
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom", daemon=True)
+        self._thread.start()
+        log.info("serving DICOM: %s on %s:%d%s", config.aet, config.bind, self.port, " with TLS" if context else "")
+
+    def stop(self, seconds: float = 5.0) -> None:
+        """Take no more, and abort what is open: an image that was not answered yet will be sent again."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        server.end_associations(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _entity(self) -> AE:
+        config = self._config
+        entity = AE(config.aet)
+        entity.require_called_aet = config.require_called_aet
+        entity.require_calling_aet = list(config.calling_aets)
+        entity.maximum_pdu_size = config.max_pdu
+        entity.maximum_associations = config.max_associations
+        entity.network_timeout = config.network_timeout
+        entity.acse_timeout = config.acse_timeout
+        entity.dimse_timeout = config.dimse_timeout
+        entity.add_supported_context(Verification)
+        for sop_class in sorted(RADIOGRAPH_CLASSES | CAPTURE_CLASSES | {RAW_CLASS}):
+            entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+        return entity
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        config = self._config
+        if config.tls_certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(config.tls_certificate, config.tls_key)
+            if config.tls_client_ca is not None:
+                context.load_verify_locations(config.tls_client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"the DICOM server's TLS files do not fit ({error.reason or 'unreadable'}): expected PEM files, "
+                "tls_key the private key of tls_certificate"
+            ) from None
+        except OSError as error:
+            raise UsageError(f"the DICOM server's TLS files: {describe_os_error(error)}") from None
+        return context
+
+    def _count_refused(self) -> None:
+        self.refused += 1
+
+    def _rejected(self, event: evt.Event) -> None:
+        self._count_refused()
+        address = event.assoc.requestor.address
+        log.warning(
+            "DICOM: association from %s rejected: it calls another AE title than %s, is not in `calling_aets`, or too "
+            "many are open",
+            *(address, self._config.aet),
+        )
+
+    def _store(self, event: evt.Event) -> Dataset:
+        """Answer one C-STORE (PS3.4 B.2.3, PS3.7 9.1.1.1.9); whatever goes wrong, the sender gets a status."""
+        try:
+            self._take(event)
+        except _RefusedError as error:
+            status, comment = error.status, str(error)
+        except BusyError:
+            status, comment = OUT_OF_RESOURCES, "Busy: send again later"
+        except StorageFullError:
+            status, comment = OUT_OF_RESOURCES, "Disk full: send again later"
+        except InputRefusedError:
+            status, comment = CANNOT_UNDERSTAND, "No image that can be read"
+        except EdgeError as error:
+            log.error("DICOM: an image was not taken: %s", error)
+            status, comment = OUT_OF_RESOURCES, "Not stored: send again later"
+        except Exception as error:  # a failure answered is one that the sender knows of
+            log.error("DICOM: an image was not taken (%s)", type(error).__name__, exc_info=log.isEnabledFor(10))
+            status, comment = PROCESSING_FAILURE, "Not stored: internal failure"
+        else:
+            return _status(SUCCESS)
+        log.warning("DICOM: image refused with status %04XH: %s", status, comment)
+        return _status(status, comment)
+
+    def _take(self, event: evt.Event) -> None:
+        request = cast(C_STORE, event.request)
+        instance, sop_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
+        if not is_uid(instance):
+            raise _RefusedError(INVALID_INSTANCE, "SOP Instance UID is not well-formed")
+        if sop_class != event.context.abstract_syntax:
+            raise _RefusedError(WRONG_CLASS, "SOP Class is not that of the context")
+        content = event.encoded_dataset()
+        header = read_file(content, {_SOP_INSTANCE}, self._service.max_bytes)
+        if header.sop_class != sop_class:
+            raise _RefusedError(WRONG_CLASS, "Data set is of another SOP Class")
+        if header.data_set.text(_SOP_INSTANCE) != instance:
+            raise _RefusedError(CANNOT_UNDERSTAND, "Data set is of another SOP Instance")
+        stat = request.Priority == _HIGH_PRIORITY
+        self._service.receive(content, origin="dicom", instance=instance, stat=stat)
+
+
+class _RefusedError(Exception):
+    """A request that contradicts itself: its text is the answer's Error Comment."""
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+
+
+def _status(code: int, comment: str = "") -> Dataset:
+    answer = Dataset()
+    answer.Status = code
+    if comment:
+        answer.ErrorComment = comment  # LO: 64 characters
+    return answer

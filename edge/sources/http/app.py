@@ -1,0 +1,77 @@
+"""The application: every route, what it takes to use it, and the guard before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from edge import __version__
+from edge.sources.http import answers, images, kserve, stow
+from edge.sources.http.answers import Refusal, documented
+from edge.sources.http.context import Context
+from edge.sources.http.guard import Guard
+from edge.sources.http.tokens import Tokens
+
+TEXT_FORMAT = "text/plain; version=0.0.4"
+"""Prometheus's text format, which every release reads."""
+
+
+class Door:
+    """Lets requests in that carry a good token. The tokens may be exchanged while it serves."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+
+    async def __call__(
+        self,
+        credentials: Annotated[
+            HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False, scheme_name="token"))
+        ],
+    ) -> None:
+        if credentials is None or not self.tokens.accept(credentials.credentials):
+            came = "no bearer token" if credentials is None else "a token that is not known"
+            text = f"the request has {came}, expected `Authorization: Bearer TOKEN`: ask this daemon's keeper for one"
+            raise Refusal(401, text, {"WWW-Authenticate": "Bearer"})
+
+
+def build_app(context: Context, registry: CollectorRegistry, door: Door | None) -> ASGIApp:
+    """The ASGI application; behind `door` lies everything but the health endpoints and the description."""
+    app = FastAPI(
+        title="edge-infer",
+        version=__version__,
+        description="Chest X-ray findings: images in, results out. Not a medical device.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    answers.install(app)
+    app.include_router(kserve.health_router(context))
+    authorised: Sequence[Any] = [Depends(door)] if door else []
+    responses = documented(401) if door else {}
+    for router in (images.router(context), stow.router(context), kserve.router(context), _metrics(registry)):
+        app.include_router(router, dependencies=authorised, responses=responses)
+    return Guard(app, context.config, registry)
+
+
+def _metrics(registry: CollectorRegistry) -> APIRouter:
+    routes = APIRouter(tags=["metrics"])
+
+    @routes.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **documented(),
+        },
+    )
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=TEXT_FORMAT)
+
+    return routes
