@@ -2,56 +2,36 @@
 
 A live source runs on whatever the daemon does: a frame is taken when the daemon is ready for one, and it is the newest
 then; all others are dropped and counted. A file can wait: of it a frame every so many seconds of its own time is taken,
-however slow the daemon is. The address may hold a password, and a file's name a patient's name: neither is ever logged.
+however slow the daemon is. The address may hold a password, and a file's name a patient's name: neither is logged.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from edge.errors import InputRefusedError, MachineError, UsageError
-from edge.service import BusyError, Service, StorageFullError
+from edge.errors import BusyError, EdgeError, InputRefusedError, MachineError, StorageFullError
+from edge.service import Service
+from edge.sources.video_config import VideoConfig, describe, kind_of
+from edge.sources.video_frames import encode, opened, require
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 10.0
-"""How long a network stream may keep silent before it is given up and opened anew."""
 RECONNECT_SECONDS = (1.0, 60.0)
 """The pause before a live source is opened again: the first one, doubled each time, and the longest."""
 STORAGE_SECONDS = 10.0
 """The pause after the disk was found full."""
 STOP_SECONDS = 5.0
 """How long `VideoSource.stop` waits: a camera that hangs does not keep the daemon alive."""
-_COMPRESSION = 1  # PNG's fastest; a frame of noise gets little smaller with more
-
-
-class VideoConfig(BaseModel):
-    """One video source."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    address: SecretStr = Field(
-        min_length=1,
-        description="a file's path, a camera such as /dev/video0, a URL such as rtsp://user:password@camera/stream, or "
-        "a GStreamer pipeline (known by its exclamation marks) that ends in appsink",
-    )
-    every_seconds: float = Field(
-        1.0, ge=0, le=86400, description="least time between two frames that are taken; 0 takes all that it can"
-    )
+_ROUNDING = 1e-4  # seconds: a file's time stamps are rounded
 
 
 @dataclass
@@ -63,7 +43,7 @@ class FrameCounts:
     """Safe with the daemon."""
     dropped: int = 0
     """Not due, or the daemon was busy, its disk full, or the frame refused."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, *, seen: int = 0, taken: int = 0, dropped: int = 0) -> None:
         with self._lock:
@@ -78,8 +58,8 @@ class _Frame:
     name: str | None
 
 
-class _Counter:
-    """Where the reading thread hands one frame at a time to the sending thread, which says when it is ready."""
+class _Desk:
+    """Where the reading thread hands over one frame at a time to the sending one, which says when it is ready."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -88,7 +68,7 @@ class _Counter:
         self._closed = False
 
     def wanted(self, wait: bool) -> bool:
-        """Whether a frame may be `put`; with `wait`, only False once closed."""
+        """Whether a frame may be `put`; with `wait`, False only once closed."""
         with self._condition:
             if wait:
                 self._condition.wait_for(lambda: self._ready or self._closed)
@@ -121,17 +101,17 @@ class VideoSource:
         self._service = service
         self._address = config.address.get_secret_value()
         self._every = config.every_seconds
-        self._live = _kind(self._address) != "file"
-        self._counter = _Counter()
+        self._live = kind_of(self._address) != "file"
+        self._desk = _Desk()
         self._stopping = threading.Event()
         self.frames = FrameCounts()
         self.connected = False
         """Whether frames come in."""
-        self.error: Exception | None = None
+        self.error: EdgeError | None = None
         """What ended the source before its time."""
         self._threads = [
             threading.Thread(target=self._run, args=(work,), name=f"video-{name}", daemon=True)
-            for name, work in (("read", self._read), ("send", self._send))
+            for name, work in (("send", self._send), ("read", self._read))
         ]
 
     @property
@@ -139,74 +119,73 @@ class VideoSource:
         """False before `start`, and again once the last frame of a file is handed over."""
         return any(thread.is_alive() for thread in self._threads)
 
+    def describe(self) -> str:
+        """Where the frames come from, for the log."""
+        return f"video from {describe(self._address)}"
+
     def start(self) -> None:
-        """Begin. Raises `UsageError` for a file that is not there, `MachineError` if OpenCV cannot open such sources."""
-        backend = _backend(self._address)
-        if backend not in cv2.videoio_registry.getBackends():
-            name = cv2.videoio_registry.getBackendName(backend)
-            raise MachineError(
-                f"this OpenCV has no {name}, which the video's address needs: install one that has (on a Jetson, the "
-                "system's), or give the stream in another way"
-            )
-        if not self._live and not Path(self._address).is_file():
-            raise UsageError(
-                "the video's address is neither a file that is there, nor a URL, camera or pipeline: check it"
-            )
+        """Begin. Raises `UsageError` for a file that is not there, `MachineError` if OpenCV lacks what it takes."""
+        require(self._address)
         for thread in self._threads:
             thread.start()
 
+    def check(self) -> None:
+        """Raises the error that ended the source, if one did."""
+        if self.error is not None:
+            raise self.error
+
     def stop(self) -> None:
-        """End soon: the frame that is being handed over still is. Waits a few seconds at most."""
+        """End soon; the frame that is being handed over still is. Waits a few seconds at most."""
         self._stopping.set()
-        self._counter.close()
+        self._desk.close()
         deadline = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
-            if thread.ident is not None:
+            if thread.ident is not None:  # else it was never started
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # told by `error`; the daemon goes on without its video
+        except Exception as error:
+            log.debug("video: the failure", exc_info=True)
+            if not isinstance(error, EdgeError):  # its text may quote what came in
+                error = MachineError(f"video: the source failed with {type(error).__name__}: restart it")
             self.error = self.error or error
             self._stopping.set()
-            text = str(error) if isinstance(error, (InputRefusedError, MachineError)) else type(error).__name__
-            log.error("video: the source ended: %s", text)
-            log.debug("video: the failure", exc_info=True)
         finally:
-            self._counter.close()
+            self._desk.close()
+
+    # The reading thread
 
     def _read(self) -> None:
-        pause, longest = RECONNECT_SECONDS
+        pause = RECONNECT_SECONDS[0]
         while not self._stopping.is_set():
-            with _opened(self._address) as capture:
+            before = self.frames.seen
+            with opened(self._address) as capture:
                 if capture is not None:
-                    before = self.frames.seen
                     self._read_frames(capture)
-                    if self.frames.seen > before:
-                        pause = RECONNECT_SECONDS[0]
-                    if not self._live:
-                        self._end_of_file(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-                        return
-                elif not self._live:
-                    raise InputRefusedError("the video file cannot be opened: it is damaged, or of no known format")
+                if not self._live:
+                    self._end_of_file(0 if capture is None else int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+                    return
             if self._stopping.is_set():
                 return
-            log.warning("video: %s is not there; trying again in %.0f s", describe(self._address), pause)
+            if self.frames.seen > before:
+                pause = RECONNECT_SECONDS[0]
+            log.warning("%s: no frames come in; trying again in %.0f s", self.describe(), pause)
             self._stopping.wait(pause)
-            pause = min(2 * pause, longest)
+            pause = min(2 * pause, RECONNECT_SECONDS[1])
 
     def _read_frames(self, capture: Any) -> None:
-        due = 0.0
+        due = 0.0  # of a file's own time, in seconds
         try:
             while not self._stopping.is_set() and capture.grab():
                 if not self.connected:
                     self.connected = True
-                    log.info("video: frames come in from %s", describe(self._address))
+                    log.info("%s: frames come in", self.describe())
                 self.frames.add(seen=1)
                 seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-                if (self._live or seconds >= due) and self._counter.wanted(wait=not self._live):
-                    due = seconds + self._every - 1e-6  # of the file's own time
+                if (self._live or seconds >= due) and self._desk.wanted(wait=not self._live):
+                    due = seconds + self._every - _ROUNDING
                     self._hand_over(capture, seconds)
                 else:
                     self.frames.add(dropped=1)
@@ -214,100 +193,49 @@ class VideoSource:
             self.connected = False
 
     def _hand_over(self, capture: Any, seconds: float) -> None:
-        done, pixels = capture.retrieve()
-        if done:
-            self._counter.put(_Frame(pixels, None if self._live else f"{Path(self._address).name} {seconds:.3f} s"))
+        decoded, pixels = capture.retrieve()
+        if decoded:
+            self._desk.put(_Frame(pixels, None if self._live else f"{Path(self._address).name} {seconds:.3f} s"))
         else:
             self.frames.add(dropped=1)
 
     def _end_of_file(self, expected: int) -> None:
         seen = self.frames.seen
+        if self._stopping.is_set():
+            return
         if seen == 0:
-            raise InputRefusedError("the video file has no frame that can be read: it is damaged")
-        if seen < expected and not self._stopping.is_set():
+            raise InputRefusedError("video: the file has no frame that can be read: it is damaged, or no video")
+        if seen < expected:
             log.warning("video: the file ended after %d of %d frames: it is damaged or cut off", seen, expected)
         else:
-            log.info("video: the file ended: %d frames", seen)
+            log.info("video: the file ended after %d frames", seen)
+
+    # The sending thread
 
     def _send(self) -> None:
-        while (frame := self._counter.take()) is not None:
+        while (frame := self._desk.take()) is not None:
             start = time.monotonic()
-            self._deliver(encode(frame.pixels), frame.name)
+            taken = False
+            try:
+                taken = self._deliver(encode(frame.pixels), frame.name)
+            finally:
+                self.frames.add(taken=int(taken), dropped=int(not taken))
             if self._live:
                 self._stopping.wait(max(0.0, start + self._every - time.monotonic()))
 
-    def _deliver(self, content: bytes, name: str | None) -> None:
-        """Hand one frame over; one of a file is offered until the daemon has room for it."""
+    def _deliver(self, content: bytes, name: str | None) -> bool:
+        """Hand over one frame; one of a file is offered until the daemon has room for it. Whether it was taken."""
         while True:
             try:
                 self._service.receive(content, origin="video", source=name)
-            except (BusyError, StorageFullError) as error:
-                self._stopping.wait(error.retry_after if isinstance(error, BusyError) else STORAGE_SECONDS)
-                if self._live or self._stopping.is_set():
-                    self.frames.add(dropped=1)
-                    return
+                return True
+            except BusyError as error:
+                self._stopping.wait(error.retry_after)
+            except StorageFullError as error:
+                log.error("%s: %s", self.describe(), error)
+                self._stopping.wait(STORAGE_SECONDS)
             except InputRefusedError as error:
-                log.warning("video: a frame was refused: %s", error)
-                self.frames.add(dropped=1)
-                return
-            except BaseException:
-                self.frames.add(dropped=1)
-                raise
-            else:
-                self.frames.add(taken=1)
-                return
-
-
-def encode(pixels: NDArray[Any]) -> bytes:
-    """A frame as a gray PNG file, without loss: (H, W), (H, W, 1) or (H, W, 3: blue, green, red), uint8 or uint16.
-
-    Raises `MachineError` for any other kind of frame.
-    """
-    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or channels not in (1, 3):
-        raise MachineError(
-            f"the video's frames are {pixels.dtype} {pixels.shape}, expected gray or colour of 8 or 16 bits: let the "
-            "pipeline convert them (videoconvert)"
-        )
-    gray = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY) if channels == 3 else pixels
-    return bytes(cv2.imencode(".png", gray, [cv2.IMWRITE_PNG_COMPRESSION, _COMPRESSION])[1])
-
-
-def describe(address: str) -> str:
-    """What may be said of an address: no password, no path, no file's name."""
-    kind = _kind(address)
-    if kind == "url":
-        try:
-            parts = urlsplit(address)
-            return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
-        except ValueError:
-            return "the stream"
-    return {"file": "the file", "camera": address, "pipeline": "the pipeline"}[kind]
-
-
-def _kind(address: str) -> str:
-    if "!" in address and not Path(address).is_file():
-        return "pipeline" if "://" not in address.partition("!")[0].split()[0] else "url"
-    if address.startswith("/dev/"):
-        return "camera"
-    return "url" if "://" in address else "file"
-
-
-def _backend(address: str) -> int:
-    backends = {"pipeline": cv2.CAP_GSTREAMER, "camera": cv2.CAP_V4L2}
-    return int(backends.get(_kind(address), cv2.CAP_FFMPEG))
-
-
-@contextlib.contextmanager
-def _opened(address: str) -> Iterator[Any]:
-    """The `cv2.VideoCapture` of an address, None if it does not open; released at the end."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # both may print what they were given, password and all
-    cv2.setLogLevel(0)
-    milliseconds = int(TIMEOUT_SECONDS * 1e3)
-    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
-    backend = _backend(address)
-    capture = cv2.VideoCapture(address, backend, timeouts if _kind(address) == "url" else [])
-    try:
-        yield capture if capture.isOpened() else None
-    finally:
-        capture.release()
+                log.warning("%s: a frame was refused: %s", self.describe(), error)
+                return False
+            if self._live or self._stopping.is_set():
+                return False
