@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 from edge import __version__
 from edge.backends import CHOICES, open_backend
 from edge.bundle import Bundle, load_bundle, sign_bundle
+from edge.daemon_commands import add_daemon_commands
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FORCE, require_gate
-from edge.places import default_state
 from edge.signature import (
     PASSPHRASE_VARIABLE,
     PUBLIC_KEY_VARIABLE,
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edge-infer {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, help: str, parents: Sequence[_Parser]) -> _Parser:
+    def command(name: str, run: Any, help: str, parents: Sequence[_Parser] = ()) -> _Parser:
         sub = commands.add_parser(name, help=help, description=help, parents=[*parents, common], epilog=EXIT_STATUS)
         sub.set_defaults(run=run, log_level=logging.INFO if name == "serve" else logging.WARNING)
         return sub
@@ -117,45 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cam", type=Path, metavar="DIR", help="write each image's class activation maps there (.npy, .png)"
     )
 
-    serve = "run images as they come from folders, HTTP, DICOM and video; results into a ledger and on to sinks"
-    sub = command("serve", _serve, serve, [])
-    sub.add_argument("--config", type=Path, metavar="F", help="settings (TOML); flags and the environment override it")
-    sub.add_argument("--bundle", type=Path, metavar="DIR", help="the bundle to run")
-    sub.add_argument(
-        "--watch",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="take what appears in this folder; repeatable",
-    )
-    sub.add_argument("--http-port", type=int, metavar="P", help="listen for HTTP on this port of 127.0.0.1")
-    sub.add_argument("--dicom-port", type=int, metavar="P", help="listen for DICOM on this port of 127.0.0.1")
-    sub.add_argument("--state", type=Path, metavar="DIR", help=f"the ledger's place: {default_state()}")
-    sub.add_argument("--backend", choices=CHOICES, help="default: auto, the first that works here")
-    sub.add_argument("--public-key", type=Path, metavar="F", help="refuse a bundle that this key (PEM) did not sign")
-    sub.add_argument(
-        FORCE,
-        action="store_true",
-        default=None,
-        help="run a bundle that failed its gate; every result says so",
-    )
-    sub.add_argument(
-        "--drain",
-        action="store_true",
-        default=None,
-        help="stop once the folders hold nothing new and all is done",
-    )
-    sub.add_argument(
-        "--keep-names",
-        action="store_true",
-        default=None,
-        help="keep file names with the results (they may hold patients' names)",
-    )
-
-    sub = command("reload", _reload, "have a running daemon take the bundle that its settings name now", [])
-    sub.add_argument(
-        "--state", type=Path, default=default_state(), metavar="DIR", help="the daemon's state directory: %(default)s"
-    )
+    add_daemon_commands(command)
 
     sub = command("bench", _bench, "measure latency and throughput", [bundle])
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
@@ -214,42 +176,6 @@ def _classify(options: argparse.Namespace) -> int:
     from edge.classify import classify
 
     return classify(bundle, options.files, backend=options.backend, as_json=options.json, cam_directory=options.cam)
-
-
-def _serve(options: argparse.Namespace) -> int:
-    try:
-        from edge.config import load_config
-        from edge.daemon import Server
-        from edge.logs import set_up_logs
-    except ImportError as error:
-        raise MachineError(f"serve cannot be loaded ({error}): pip install 'mdconv-edge[serve]'") from None
-
-    flags = _serve_flags(options)
-    config = load_config(options.config, flags)
-    set_up_logs(config.log.format, "debug" if options.verbose else config.log.level)
-    refused = Server(config, lambda: load_config(options.config, flags)).run()
-    return 1 if refused and config.drain else 0
-
-
-def _serve_flags(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were given, by the names of the settings."""
-    names = ("bundle", "watch", "state", "backend", "public_key", "allow_failed_gate", "drain", "keep_names")
-    flags = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    for section in ("http", "dicom"):
-        port = getattr(options, f"{section}_port")
-        if port is not None:
-            flags[section] = {"port": port}
-    return flags
-
-
-def _reload(options: argparse.Namespace) -> int:
-    from edge.control import ask
-
-    answer = ask(options.state, "reload")
-    if "error" in answer:
-        return _fail(answer["error"], answer["status"])
-    print(f"{answer['bundle']} serves (manifest SHA-256 {answer['manifest']})")
-    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edge.errors import EdgeError, MachineError
+from edge.errors import EdgeError, MachineError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _answer(commands: dict[str, Callable[[], dict[str, Any]]], command: str) -> 
 def ask(state: Path, command: str) -> dict[str, Any]:
     """Send `command` to the daemon that uses `state`; returns its answer.
 
-    Raises `MachineError` if there is none, or if it went away meanwhile; what the daemon raised.
+    Raises `MachineError` if there is none, or if it went away meanwhile; else what it answered to be wrong.
     """
     try:
         with _short(state / SOCKET) as address, socket.socket(socket.AF_UNIX) as channel:
@@ -90,6 +90,8 @@ def ask(state: Path, command: str) -> dict[str, Any]:
         raise MachineError(f"no daemon answers in {state} ({reason}): start one, or check --state") from None
     with suppress(ValueError):
         answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise (UsageError if answer["status"] == UsageError.exit_status else MachineError)(answer["error"])
         if isinstance(answer, dict):
             return answer
     raise MachineError(f"the daemon in {state} ended before it answered: look at its log")

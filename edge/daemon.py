@@ -37,6 +37,7 @@ from edge.runner import Runner
 from edge.selftest import open_tested
 from edge.service import BusyError, Picture, Receipt
 from edge.shadow import Shadow
+from edge.sinks import Sink
 from edge.sources.folder import WatchedFolder
 from edge.state import LiveState
 from edge.systemd import notify, notify_reloading
@@ -116,7 +117,8 @@ class Server:
             *(counts.get(state, 0) for state in ("done", "refused", "received")),
         )
         self._begin_session()
-        for sink in make_sinks(self.config):
+        sinks, sources = self._make_parts()
+        for sink in sinks:
             self._deliverers.append(Deliverer(sink, self._ledger, lambda: self.bundle))
             resources.callback(self._deliverers[-1].stop, 0.0)
         self._ledger.outbox.forget_sinks_but({deliverer.sink.name for deliverer in self._deliverers})
@@ -124,7 +126,7 @@ class Server:
         control = Control(self.config.state, {"reload": self.reload})
         resources.callback(control.close)
         self.live.serving = True
-        for source in make_sources(self, self.config, self.metrics.registry):
+        for source in sources:
             source.start()
             resources.callback(source.stop)
             self._sources.append(source)
@@ -132,6 +134,14 @@ class Server:
         log.info("serving: %s", ", ".join(places) or "nothing but what the ledger holds")
         notify("READY=1", f"STATUS=serving {bundle.name}")
         return True
+
+    def _make_parts(self) -> tuple[list[Sink], list[Source]]:
+        try:
+            return list(make_sinks(self.config)), list(make_sources(self, self.config, self.metrics.registry))
+        except ImportError as error:
+            raise MachineError(
+                f"a source or sink cannot be loaded ({error}): pip install 'mdconv-edge[serve]'"
+            ) from None
 
     def main_loop(self, folders: list[WatchedFolder]) -> None:
         """Take what the folders offer and look after the rest, until told to stop."""

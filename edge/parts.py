@@ -35,7 +35,7 @@ class Source:
 
 
 def make_sources(service: Service, config: Config, registry: CollectorRegistry) -> Iterator[Source]:
-    """The sources, not started yet."""
+    """The sources, not started yet. Raises `UsageError`; `ImportError` where what one needs is not installed."""
     if config.http is not None:
         from edge.sources.http.server import HttpServer
 
@@ -49,7 +49,7 @@ def make_sources(service: Service, config: Config, registry: CollectorRegistry) 
 
 
 def make_sinks(config: Config) -> Iterator[Sink]:
-    """The sinks; none has connected yet."""
+    """The sinks; none has connected yet. Raises as `make_sources`."""
     if config.jsonl is not None:
         from edge.sinks.jsonl import JsonlSink
 

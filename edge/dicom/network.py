@@ -1,4 +1,4 @@
-"""What the DICOM server and the sender share: which bytes may name a patient in a log, and rules of names.
+"""What the DICOM server and the sender share: nothing of a patient in the log, and what a UID is.
 
 pynetdicom, highdicom and dicomweb-client log titles, UIDs, URLs and whole exceptions; none of that may reach our log.
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from edge.dicom.reader import silence_pydicom
 
 MAX_UID = 64
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-_TALKATIVE = ("pynetdicom", "dicomweb_client", "highdicom", "urllib3")
+_TALKATIVE = ("pynetdicom", "dicomweb_client", "highdicom", "retrying", "urllib3")
 
 
 def silence_libraries() -> None:
@@ -33,16 +30,3 @@ def silence_libraries() -> None:
 def is_uid(text: str) -> bool:
     """Whether `text` is a well-formed UID (PS3.5 section 9.1)."""
     return len(text) <= MAX_UID and _UID.fullmatch(text) is not None
-
-
-def _check_title(title: str) -> str:
-    """PS3.5 table 6.2-1: 1 to 16 printable ASCII characters without a backslash; spaces at the ends do not count."""
-    if not 1 <= len(title) <= 16 or title != title.strip() or not re.fullmatch(r"[ -\[\]-~]+", title):
-        raise ValueError(
-            f"the AE title {title!r} is not 1 to 16 printable ASCII characters without backslash and outer spaces"
-        )
-    return title
-
-
-Title = Annotated[str, AfterValidator(_check_title)]
-"""An application entity's title."""

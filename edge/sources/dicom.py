@@ -10,21 +10,20 @@ import ipaddress
 import logging
 import ssl
 import threading
-from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES, RAW_CLASS
-from edge.dicom.network import Title, is_uid, silence_libraries
+from edge.dicom.network import is_uid, silence_libraries
 from edge.dicom.pixels import TRANSFER_SYNTAXES
 from edge.dicom.reader import read_file
 from edge.errors import EdgeError, InputRefusedError, MachineError, UsageError, describe_os_error
 from edge.service import BusyError, Service, StorageFullError
+from edge.sources.dicom_config import DicomConfig
 from edge.sources.dicom_transport import BoundedServer, Limits
 
 log = logging.getLogger(__name__)
@@ -42,47 +41,6 @@ _HIGH_PRIORITY = 1
 _MEGABYTE = 1_000_000
 
 
-def _network(text: str) -> str:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError as error:
-        raise ValueError(f"{error}; expected an address such as 10.1.2.3 or a network such as 10.1.2.0/24") from None
-    return text
-
-
-class DicomConfig(BaseModel):
-    """The DICOM server's settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    port: int = Field(11112, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
-    bind: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of the machine's")
-    aet: Title = Field("MDCONV_EDGE", description="our AE title")
-    require_called_aet: bool = Field(True, description="refuse associations that call another AE title than ours")
-    calling_aets: tuple[Title, ...] = Field((), description="AE titles that may send; empty: any")
-    addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
-        (), description="addresses and networks (CIDR) that may connect; empty: any"
-    )
-    tls_certificate: Path | None = Field(None, description="PEM file with our certificate chain; turns TLS on")
-    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
-    tls_client_ca: Path | None = Field(None, description="PEM file of the CAs whose certificates clients must show")
-    max_pdu: int = Field(131_072, ge=4096, le=1 << 20, description="largest PDU that is received, in bytes")
-    max_associations: int = Field(10, ge=1, le=100, description="associations at the same time")
-    max_megabytes: int = Field(128, ge=1, le=1024, description="largest data set that is received")
-    max_megabytes_together: int = Field(512, ge=1, le=8192, description="all data sets that are being received")
-    network_timeout: float = Field(60, gt=0, le=3600, description="seconds for one PDU, and between two")
-    acse_timeout: float = Field(30, gt=0, le=3600, description="seconds to ask for an association, or to end it")
-    dimse_timeout: float = Field(30, gt=0, le=3600, description="seconds between the messages of an operation")
-
-    @model_validator(mode="after")
-    def _check_tls(self) -> DicomConfig:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: give both, or neither")
-        if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key: give them, or leave it out")
-        return self
-
-
 class DicomServer:
     """The Storage and Verification SCP in front of `service`, in threads of its own from `start` to `stop`."""
 
@@ -91,8 +49,6 @@ class DicomServer:
         self._config = config
         self._server: BoundedServer | None = None
         self._thread: threading.Thread | None = None
-        self.refused = 0
-        """Connections and associations that were turned away."""
 
     @property
     def port(self) -> int:
@@ -100,6 +56,11 @@ class DicomServer:
         if self._server is None:
             raise RuntimeError("the DICOM server is not started")
         return int(self._server.server_address[1])
+
+    def describe(self) -> str:
+        """Where it listens, once started."""
+        tls = " with TLS" if self._config.tls_certificate else ""
+        return f"DICOM {self._config.aet} on {self._config.bind}:{self.port}{tls}"
 
     def start(self) -> None:
         """Listen. Raises `UsageError` for TLS files that cannot be used, `MachineError` for a port that is taken."""
@@ -123,7 +84,6 @@ class DicomServer:
                 [(evt.EVT_C_STORE, self._store), (evt.EVT_REJECTED, self._rejected)],
                 tls=context,
                 limits=limits,
-                on_refused=self._count_refused,
             )
         except OSError as error:
             raise MachineError(
@@ -132,7 +92,6 @@ class DicomServer:
             ) from None
         self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom", daemon=True)
         self._thread.start()
-        log.info("serving DICOM: %s on %s:%d%s", config.aet, config.bind, self.port, " with TLS" if context else "")
 
     def stop(self, seconds: float = 5.0) -> None:
         """Take no more, and abort what is open: an image that was not answered yet will be sent again."""
@@ -179,11 +138,7 @@ class DicomServer:
             raise UsageError(f"the DICOM server's TLS files: {describe_os_error(error)}") from None
         return context
 
-    def _count_refused(self) -> None:
-        self.refused += 1
-
     def _rejected(self, event: evt.Event) -> None:
-        self._count_refused()
         address = event.assoc.requestor.address
         log.warning(
             "DICOM: association from %s rejected: it calls another AE title than %s, is not in `calling_aets`, or too "

@@ -13,7 +13,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,7 +150,7 @@ class _Handler(RequestHandler):
 
 
 class BoundedServer(AssociationServer):
-    """Accepts associations within `limits`; `on_refused` is called for each connection that is turned away."""
+    """Accepts associations within `limits`."""
 
     request_queue_size = 64
 
@@ -163,11 +162,9 @@ class BoundedServer(AssociationServer):
         *,
         tls: ssl.SSLContext | None,
         limits: Limits,
-        on_refused: Callable[[], None],
     ) -> None:
         """Listen on `address`. Raises `OSError` if it is taken, or none of this machine's."""
         self.limits = limits
-        self._on_refused = on_refused
         super().__init__(
             *(entity, address, entity.ae_title, entity.supported_contexts, tls),
             evt_handlers=handlers,
@@ -198,7 +195,6 @@ class BoundedServer(AssociationServer):
             log.warning("DICOM: connection from %s refused: too many are open", client_address[0])
         else:
             return True
-        self._on_refused()
         return False
 
     def end_associations(self, seconds: float) -> None:
