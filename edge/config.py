@@ -104,6 +104,7 @@ class Config(BaseSettings):
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     public_key: Directory | None = Field(None, description="Ed25519 key (PEM) that must have signed the bundle")
     allow_failed_gate: bool = Field(False, description="run a bundle that failed its accuracy gate")
+    guard: bool = Field(True, description="refuse images that the network was not made for")
     keep_names: bool = Field(False, description="keep file names with the results (they may hold patients' names)")
     drain: bool = Field(False, description="stop once the folders hold nothing new and all is done")
     queue: QueueConfig = QueueConfig()

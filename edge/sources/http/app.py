@@ -17,6 +17,7 @@ from edge.sources.http.answers import Refusal, documented
 from edge.sources.http.context import Context
 from edge.sources.http.guard import Guard
 from edge.sources.http.tokens import Tokens
+from edge.web.routes import data_routes, static_routes
 
 TEXT_FORMAT = "text/plain; version=0.0.4"
 """Prometheus's text format, which every release reads."""
@@ -44,7 +45,7 @@ class Door:
 
 
 def build_app(context: Context, registry: CollectorRegistry, door: Door | None) -> ASGIApp:
-    """The ASGI application; behind `door` lies everything but the health endpoints and the description."""
+    """The ASGI application; behind `door` lies all but health, description and the files of the page."""
     app = FastAPI(
         title="edge-infer",
         version=__version__,
@@ -54,10 +55,12 @@ def build_app(context: Context, registry: CollectorRegistry, door: Door | None) 
         redirect_slashes=False,
     )
     answers.install(app)
-    app.include_router(kserve.health_router(context))
+    for router in (kserve.health_router(context), static_routes()):
+        app.include_router(router)
     authorised: Sequence[Any] = [Depends(door)] if door else []
     responses = documented(401) if door else {}
-    for router in (images.router(context), stow.router(context), kserve.router(context), _metrics(registry)):
+    interfaces = (images.router(context), stow.router(context), kserve.router(context), data_routes(context.service))
+    for router in (*interfaces, _metrics(registry)):
         app.include_router(router, dependencies=authorised, responses=responses)
     return Guard(app, context.config, registry)
 
