@@ -247,8 +247,10 @@ def test_contradictions(start: Start, tmp_path: Path) -> None:
     assert raw.store(good, "1.2.3.4.5") == 0xC000
     assert raw.store(b"\xff" * 200, instance) == 0xC000
     assert inbox.contents == []
-    assert _Raw(server).store(good, instance) == 0
+    raw = _Raw(server)
+    assert raw.store(good, instance) == 0
     assert len(inbox.contents) == 1
+    assert held(server) == 0  # though the association is still open
 
 
 @needs("storescu", "echoscu")
