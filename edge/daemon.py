@@ -25,6 +25,7 @@ from edge.control import Control
 from edge.deliverer import Deliverer
 from edge.errors import EdgeError, InputRefusedError, MachineError, StorageFullError
 from edge.gate import require_gate
+from edge.guard import Guard
 from edge.housekeeping import Housekeeping
 from edge.ledger import Ledger
 from edge.metrics import Metrics
@@ -235,12 +236,16 @@ class Server:
         bundle = load_bundle(config.bundle, config.public_key)
         require_gate(bundle.manifest, config.allow_failed_gate)
         Preprocess.from_manifest(bundle.manifest["preprocess"])
+        Guard.from_bundle(bundle)
         return bundle
 
     def _open_pipeline(self, bundle: Bundle, deliver: Callable[[Outcome], None]) -> Pipeline:
         opener = functools.partial(open_backend, bundle, self.config.backend)
         tested = functools.partial(open_tested, bundle, opener, self.note_self_test)
-        return Pipeline(bundle, tested, deliver, patience=self.config.queue.batch_wait_ms / 1e3)
+        patience, guard = self.config.queue.batch_wait_ms / 1e3, self.config.guard
+        if not guard:
+            log.warning("the guard is off: images that the network was not made for are answered too")
+        return Pipeline(bundle, tested, deliver, patience=patience, guard=guard)
 
     def _open_shadow(self, bundle: Bundle) -> Shadow | None:
         fraction = self.config.shadow.fraction
@@ -290,6 +295,7 @@ class Server:
         key: str | None = None,
     ) -> Receipt:
         """As in `edge.service.Service`; `key` is a watched file's `edge.ledger.file_key`."""
+        came = time.monotonic()
         receipt = self._reception.receive(
             content,
             max_bytes=self.max_bytes,
@@ -300,7 +306,7 @@ class Server:
             key=key,
         )
         if receipt.new:
-            self._runner.wake()
+            self._runner.announce(receipt.id, came)
         again = "" if receipt.new else ": the same image again, not run twice"
         log.info("received %s (%s, sha256 %s...)%s", receipt.id, origin, receipt.sha256[:12], again)
         return receipt
@@ -388,6 +394,7 @@ class Server:
     def _all_is_done(self, folders: list[WatchedFolder]) -> bool:
         return (
             not any(folder.waiting for folder in folders)
+            and not any(source.running() for source in self._sources)
             and self._runner.under_way() == 0
             and self._ledger.waiting()[0] == 0
         )
