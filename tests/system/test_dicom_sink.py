@@ -25,7 +25,7 @@ from edge.sinks.dicom_study import derived_uid
 from edge.sinks.pacs_config import PacsConfig
 from edge.sources.dicom import DicomServer
 from edge.sources.dicom_config import DicomConfig
-from tests.system.dicom_peers import Inbox, certificate, free_port, needs, wait_for, write_radiograph
+from tests.system.dicom_peers import Inbox, certificate, free_port, needs, on_a_free_port, write_radiograph
 from tests.system.dicom_results import delivery_of
 
 # pynetdicom leaves it to Python to close the socket of a connection that failed; Python warns, and closes it at once.
@@ -40,7 +40,7 @@ class Orthanc:
     """A running PACS, and what its REST API says of it."""
 
     def __init__(self, dicom_port: int, http_port: int) -> None:
-        self.dicom_port = dicom_port
+        self.dicom_port, self.http_port = dicom_port, http_port
         self.url = f"http://127.0.0.1:{http_port}"
 
     def get(self, path: str) -> Any:
@@ -57,43 +57,38 @@ class Orthanc:
 
 
 @contextmanager
-def running_orthanc(directory: Path, **options: Any) -> Iterator[Orthanc]:
-    ports = free_port(), free_port()
-    config = {
-        "StorageDirectory": str(directory / "storage"),
-        "IndexDirectory": str(directory / "storage"),
-        "DicomAet": "PACS",
-        "DicomPort": ports[0],
-        "HttpPort": ports[1],
-        "DicomCheckCalledAet": True,
-        "DicomAlwaysAllowStore": True,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"edge": "secret"},
-        "OverwriteInstances": False,
-        "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        **options,
-    }
-    path = directory / "orthanc.json"
-    path.write_text(json.dumps(config))
-    with (directory / "orthanc.log").open("w") as log:
-        process = subprocess.Popen(["Orthanc", path], stdout=log, stderr=log)
+def running_orthanc(directory: Path) -> Iterator[Orthanc]:
+    log = (directory / "orthanc.log").open("w")
+
+    def start() -> tuple[subprocess.Popen[Any], Orthanc]:
+        orthanc = Orthanc(free_port(), free_port())
+        config = {
+            "StorageDirectory": str(directory / "storage"),
+            "IndexDirectory": str(directory / "storage"),
+            "DicomAet": "PACS",
+            "DicomPort": orthanc.dicom_port,
+            "HttpPort": orthanc.http_port,
+            "DicomCheckCalledAet": True,
+            "DicomAlwaysAllowStore": True,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": True,
+            "RegisteredUsers": {"edge": "secret"},
+            "OverwriteInstances": False,
+            "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [],
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }
+        path = directory / "orthanc.json"
+        path.write_text(json.dumps(config))
+        return subprocess.Popen(["Orthanc", path], stdout=log, stderr=log), orthanc
+
+    def ready(orthanc: Orthanc) -> bool:
         try:
-            orthanc = Orthanc(*ports)
+            return bool(orthanc.get("/system"))
+        except requests.ConnectionError:
+            return False
 
-            def answers() -> bool:
-                assert process.poll() is None, (directory / "orthanc.log").read_text()
-                try:
-                    return bool(orthanc.get("/system"))
-                except requests.ConnectionError:
-                    return False
-
-            wait_for(answers, "Orthanc")
-            yield orthanc
-        finally:
-            process.terminate()
-            process.wait(30)
+    with log, on_a_free_port(start, ready) as orthanc:
+        yield orthanc
 
 
 @pytest.fixture(scope="module")
