@@ -260,7 +260,7 @@ def test_what_could_never_be_classified_is_not_negotiated(start: Start, tmp_path
     server, inbox = start()
     sent = run(*VERBOSE, str(server.port), write_radiograph(tmp_path / "a.dcm", SOPClassUID=sop_class))
     assert sent.returncode != 0
-    assert "No Acceptable Presentation Contexts" in sent.stderr
+    assert "No valid Presentation Context ID" in sent.stderr
     assert inbox.contents == []
 
 
