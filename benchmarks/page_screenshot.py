@@ -9,6 +9,7 @@ Playwright, shows its page.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import socket
@@ -33,8 +34,8 @@ EVERY_SECONDS = 0.2
 START_SECONDS = 120.0
 
 SHOTS: dict[str, dict[str, Any]] = {
-    "page": {"viewport": {"width": 1240, "height": 1200}},
-    "page-phone": {"viewport": {"width": 360, "height": 1500}, "device_scale_factor": 2},
+    "page": {"viewport": {"width": 1240, "height": 1520}},
+    "page-phone": {"viewport": {"width": 360, "height": 1500}},
 }
 
 
@@ -72,7 +73,8 @@ def _daemon(bundle: Path, inbox: Path, state: Path) -> Iterator[str]:
         port = listener.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
     command = [sys.executable, "-m", "edge", "serve", "--bundle", str(bundle), "--watch", str(inbox)]
-    process = subprocess.Popen([*command, "--state", str(state), "--http-port", str(port)], cwd=ROOT)
+    settings = {**os.environ, "EDGE_INFER_RETENTION__PICTURES": "true"}
+    process = subprocess.Popen([*command, "--state", str(state), "--http-port", str(port)], cwd=ROOT, env=settings)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(address):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from importlib import resources
 from typing import Any
 
@@ -70,7 +71,7 @@ def data_routes(service: Service) -> APIRouter:
     draw = functools.lru_cache(OVERLAYS)(functools.partial(_drawn, service))
 
     def png(id: str, finding: str | None) -> Response:
-        run = service.image(id)  # asked each time: a drawn picture must not outlive its run
+        run = service.image(id) if _ID.fullmatch(id) else None  # asked each time: no picture outlives its run
         if run is None or run["state"] != "done":
             raise HTTPException(404, "there is no finished image of this id")
         try:
@@ -120,9 +121,11 @@ def _json(content: dict[str, Any]) -> Response:
     return Response(body, media_type="application/json", headers=NOT_STORED)
 
 
+_ID = re.compile("[0-9a-f]{32}")
 _PNG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {}}},
-    404: {"description": "no such image or finding, or no picture of it is kept"},
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    404: {"description": "There is no such image or finding, or no picture of it is kept."},
+    422: {"description": "The finding is missing."},
 }
 
 

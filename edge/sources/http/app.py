@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from edge.sources.http.answers import Refusal, documented
 from edge.sources.http.context import Context
 from edge.sources.http.guard import Guard
 from edge.sources.http.tokens import Tokens
+from edge.web.routes import data_routes, static_routes
 
 TEXT_FORMAT = "text/plain; version=0.0.4"
 """Prometheus's text format, which every release reads."""
@@ -30,18 +31,21 @@ class Door:
 
     async def __call__(
         self,
+        request: Request,
         credentials: Annotated[
             HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False, scheme_name="token"))
         ],
     ) -> None:
-        if credentials is None or not self.tokens.accept(credentials.credentials):
+        client = self.tokens.client(credentials.credentials) if credentials else None
+        if client is None:
             came = "no bearer token" if credentials is None else "a token that is not known"
             text = f"the request has {came}, expected `Authorization: Bearer TOKEN`: ask this daemon's keeper for one"
             raise Refusal(401, text, {"WWW-Authenticate": "Bearer"})
+        request.state.client = client
 
 
 def build_app(context: Context, registry: CollectorRegistry, door: Door | None) -> ASGIApp:
-    """The ASGI application; behind `door` lies everything but the health endpoints and the description."""
+    """The ASGI application; behind `door` lies all but health, description and the files of the page."""
     app = FastAPI(
         title="edge-infer",
         version=__version__,
@@ -51,10 +55,12 @@ def build_app(context: Context, registry: CollectorRegistry, door: Door | None) 
         redirect_slashes=False,
     )
     answers.install(app)
-    app.include_router(kserve.health_router(context))
+    for router in (kserve.health_router(context), static_routes()):
+        app.include_router(router)
     authorised: Sequence[Any] = [Depends(door)] if door else []
     responses = documented(401) if door else {}
-    for router in (images.router(context), stow.router(context), kserve.router(context), _metrics(registry)):
+    interfaces = (images.router(context), stow.router(context), kserve.router(context), data_routes(context.service))
+    for router in (*interfaces, _metrics(registry)):
         app.include_router(router, dependencies=authorised, responses=responses)
     return Guard(app, context.config, registry)
 

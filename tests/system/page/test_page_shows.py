@@ -1,115 +1,19 @@
-"""The daemon's page in a real browser, over HTTP, with the daemon's part played by `tests.page_service`."""
+"""What the daemon's page shows in a real browser, over HTTP; the daemon's part is played by `tests.page_service`."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import pytest
 
-from edge.bundle import Bundle
 from tests.page_service import PageService, page_app, served
+from tests.system.page.browser import Seen, shows_picture
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-expect = sync_api.expect
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
-
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-DESK = {"width": 1240, "height": 900}
-PHONE = {"width": 360, "height": 740}
 TOKEN = "a-token-of-32-digits-or-so"
-
-
-@dataclass
-class Seen:
-    """A page, and all that went wrong on it or left it."""
-
-    page: sync_api.Page
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    answered: list[str] = field(default_factory=list)
-
-    def polls(self) -> int:
-        return sum(url.endswith("/v1/page") for url in self.requests)
-
-    def settle(self) -> None:
-        """Wait until nothing is under way, and what came has been shown: then only the page's clock can go on."""
-        while len(self.answered) < len(self.requests):
-            self.page.wait_for_timeout(20)
-        self.page.wait_for_timeout(200)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser: sync_api.Browser) -> Iterator[Callable[..., Seen]]:
-    """Open the page: ``visit(address, viewport=..., color_scheme=...)``."""
-    contexts = []
-
-    def visit(address: str, hold_clock: bool = False, **options: object) -> Seen:
-        context = browser.new_context(**{"viewport": DESK, **options})
-        contexts.append(context)
-        seen = Seen(context.new_page())
-        seen.page.on("console", lambda message: seen.complaints.append(message.text))
-        seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-        seen.page.on("request", lambda request: seen.requests.append(request.url))
-        for end in ("requestfinished", "requestfailed"):
-            seen.page.on(end, lambda request: seen.answered.append(request.url))
-        if hold_clock:
-            seen.page.clock.install(time=time.time())
-        seen.page.goto(address)
-        if hold_clock:
-            expect(seen.page.locator("#verdict")).to_have_text(re.compile("^Ready"))
-            seen.settle()
-            seen.page.clock.pause_at(time.time() + 2)  # less than the page waits for an answer that is under way
-            seen.settle()
-        return seen
-
-    yield visit
-    for context in contexts:
-        context.close()
-
-
-@pytest.fixture
-def service(tiny_bundle: Bundle) -> PageService:
-    return PageService(tiny_bundle)
-
-
-@pytest.fixture
-def address(service: PageService) -> Iterator[str]:
-    with served(page_app(service)) as address:
-        yield address
-
-
-def busy(service: PageService) -> None:
-    """Something to see in every part of the page."""
-    service.finish(reason="it has 3 frames, expected one: export the frame to be read")
-    for number in range(120):
-        service.finish({"Effusion": 0.93, "Mass": 0.61} if number % 2 else None)
-    service.receive_only("f" * 32, state="running")
-    service.live["queue"]["running"] = 1
-    service.live["sinks"] = {
-        "jsonl": {"pending": 0, "delivered": 120, "failed": 0, "error": None},
-        "mqtt": {"pending": 4, "delivered": 116, "failed": 1, "error": "the broker does not answer"},
-    }
-    service.live["temperatures"] = {"cpu-thermal": 48.1}
-    service.live["power"] = {"VDD_IN": 7.9}
-
-
-def shows_picture(page: sync_api.Page) -> None:
-    page.wait_for_function("() => document.querySelector('#image').naturalWidth > 0")
 
 
 def test_a_new_study_is_shown_and_told_within_two_seconds(
@@ -283,96 +187,3 @@ def test_the_token_is_asked_for_and_kept_in_this_tab_only(service: PageService, 
         page.keyboard.press("Enter")
         expect(page.locator("#notice")).to_contain_text("Random weights")
         expect(page.locator("#passport")).to_contain_text("Bundle")
-
-
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_barrier(
-    service: PageService, address: str, visit: Callable[..., Seen], scheme: str, viewport: dict[str, int]
-) -> None:
-    """WCAG 2.2 A and AA as far as a program can tell: contrast, names, roles, structure."""
-    busy(service)
-    service.bundle.manifest["gate"]["verdict"] = "fail"
-    try:
-        page = visit(address, viewport=viewport, color_scheme=scheme).page
-        expect(page.locator("#gate")).to_be_visible()
-    finally:
-        service.bundle.manifest["gate"]["verdict"] = "not assessed"
-    shows_picture(page)
-    for refused in (False, True):
-        if refused:
-            page.locator("#list li", has_text="refused").or_(page.locator("#list li").first).first.click()
-        for closed in page.locator("details:not([open]) summary").all()[:3]:
-            closed.click()
-        assert_no_barrier(page)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_barrier_at_the_token(service: PageService, visit: Callable[..., Seen], scheme: str) -> None:
-    with served(page_app(service, TOKEN)) as address:
-        page = visit(address, color_scheme=scheme).page
-        page.get_by_label("Access token").fill("wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#token-error")).to_contain_text("did not accept")
-        assert_no_barrier(page)
-
-
-def assert_no_barrier(page: sync_api.Page) -> None:
-    found = axe.Axe().run(page, options={"runOnly": WCAG})
-    assert found.violations_count == 0, found.generate_report()
-    assert {"color-contrast", "label"} <= {rule["id"] for rule in found.response["passes"]}  # it did look
-
-
-def test_nothing_has_to_be_scrolled_sideways(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
-    busy(service)
-    page = visit(address).page
-    shows_picture(page)
-    expect(page.locator("#passport details").first).to_be_visible()
-    too_wide = "[document.documentElement, ...document.querySelectorAll('.scroll')]"
-    too_wide += ".filter(node => node.scrollWidth > node.clientWidth).map(node => node.textContent)"
-    for width in (1000, 700, 360, 320):  # the last is what WCAG 1.4.10 asks for
-        page.set_viewport_size({"width": width, "height": 740})
-        assert page.evaluate(too_wide) == [], width
-
-
-def test_all_of_it_works_with_the_keyboard(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
-    """Skip link, follow, studies, map, findings, passport: one stop each, each seen to have the focus."""
-    service.finish({"Mass": 0.7})
-    service.finish({"Hernia": 0.8})
-    page = visit(address).page
-    shows_picture(page)
-    expect(page.locator("#passport details").first).to_be_visible()
-
-    def press(key: str) -> str:
-        page.keyboard.press(key)
-        outlined = (
-            "() => [document.activeElement, document.activeElement.closest('label')]"
-            ".some(node => node && getComputedStyle(node).outlineStyle === 'solid'"
-            " && parseFloat(getComputedStyle(node).outlineWidth) >= 3)"
-        )
-        assert page.evaluate(outlined), f"no visible focus after {key}"
-        return str(
-            page.evaluate("document.activeElement.name || document.activeElement.id || document.activeElement.tagName")
-        )
-
-    assert press("Tab") == "A"
-    expect(page.get_by_text("Skip to the last studies")).to_be_in_viewport()
-    page.keyboard.press("Enter")
-    assert press("Tab") == "follow"
-    assert press("Tab") == "study"
-    assert press("ArrowDown") == "study"
-    expect(page.get_by_label("Show the newest as it is done")).not_to_be_checked()
-    expect(page.locator("#image")).to_have_attribute("alt", re.compile("Mass"))
-    service.finish({"Edema": 0.9})
-    expect(page.locator("#list li")).to_have_count(3)
-    expect(page.locator("#list li").nth(2).locator("input")).to_be_focused()
-    assert press("Tab") == "map"
-    page.keyboard.press("Space")
-    expect(page.locator("#image")).to_have_attribute("alt", re.compile(r"^The radiograph of [\d:]+$"))
-    page.keyboard.press("Space")
-    assert press("Tab") == "finding"
-    assert press("ArrowDown") == "finding"
-    expect(page.locator("#image")).not_to_have_attribute("alt", re.compile("Mass"))
-    assert press("Tab") == "SUMMARY"
-    page.keyboard.press("Enter")
-    expect(page.locator("#passport details").first).to_have_attribute("open", "")
