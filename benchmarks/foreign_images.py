@@ -13,7 +13,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset
-from pydicom.pixels import apply_color_lut
+from pydicom.pixels.processing import apply_color_lut
 
 from edge.errors import InputRefusedError
 from edge.preprocess import Preprocess, decode
@@ -73,11 +73,10 @@ def real_radiographs() -> Iterator[tuple[str, list[Gray]]]:
     hand = _without_tags("RG3_UNCR.dcm")
     yield "a real chest (RG1), raw and lossy JPEG 2000", chest
     side = len(hand)
-    windows = [
-        (slice(a, b), slice(a, b)) for a, b in ((side // 5, side * 4 // 5), (0, side * 4 // 5), (side // 5, side))
-    ]
+    fifth = side // 5
+    cut = [hand[a:b, a:b] for a, b in ((fifth, side - fifth), (0, side - fifth), (fifth, side))]
     turned = [np.rot90(hand, quarters) for quarters in range(4)]
-    pictures = [*turned, *(hand[window] for window in windows), hand[:, ::-1], 255 - hand]
+    pictures = [*turned, *cut, hand[:, ::-1], 255 - hand]
     yield "a real extremity (RG3), also turned, cut, mirrored, negative", [np.ascontiguousarray(p) for p in pictures]
 
 
