@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refused = ~(phantoms.scores <= guard.threshold)
         print(
             f"{bundle.name}: threshold {guard.threshold:.2f}. Of {len(fresh)} fresh phantoms {refused.sum()} are "
-            f"refused by their distance ({refused.mean():.2%}) and {phantoms.by_limits.sum()} by the limits of a gray image; "
-            f"distances {phantoms.scores.min():.2f} to {phantoms.scores.max():.2f}, median "
+            f"refused by their distance ({refused.mean():.2%}) and {phantoms.by_limits.sum()} by the limits of a gray "
+            f"image; distances {phantoms.scores.min():.2f} to {phantoms.scores.max():.2f}, median "
             f"{np.median(phantoms.scores):.2f}; a distance takes {phantoms.milliseconds:.1f} ms\n"
         )
         print("| foreign images | number | area under the curve | by limits | by distance | by either | distances |")

@@ -65,7 +65,7 @@ def test_one_radiograph_costs_at_most_350_mb_and_2_s_of_processor_time(int8_bund
     code = """
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
-assert done.returncode == 1 and "unlike those that the bundle was calibrated on" in done.stderr, done.stderr
+assert done.returncode == 1 and "unlike those that the guard was fitted on" in done.stderr, done.stderr
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
 """

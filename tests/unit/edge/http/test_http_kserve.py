@@ -103,7 +103,7 @@ def test_json_alone(serve: Serve, service: FakeService) -> None:
 def test_an_image_that_the_guard_refuses_is_named_and_no_row_moves_up(
     serve: Serve, service: FakeService, black: list[int]
 ) -> None:
-    service.refused = "the image is unlike those that the bundle was calibrated on"
+    service.refused = "the image is unlike those that the guard was fitted on"
     images = pixels(3)
     client = serve()
     assert client.post(INFER, content=json.dumps(described(images))).status_code == 200
