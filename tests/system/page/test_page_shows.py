@@ -111,12 +111,37 @@ def test_a_study_that_is_looked_at_stays_when_others_come(
     expect(page.locator("#image")).to_have_attribute("alt", re.compile("Edema"))
 
 
-def test_without_pictures_the_page_says_so(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
+def test_a_picture_that_is_gone_is_told(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
     id = service.finish({"Mass": 0.7})
     del service.pictures[id]
     page = visit(address).page
     expect(page.locator("#no-image")).to_have_text("No picture is kept of this study.")
     expect(page.locator("#image")).to_be_hidden()
+
+
+def test_pictures_that_are_not_kept_are_not_asked_for(
+    service: PageService, address: str, visit: Callable[..., Seen]
+) -> None:
+    service.live["pictures"] = False
+    service.finish({"Mass": 0.7})
+    seen = visit(address)
+    expect(seen.page.locator("#no-image")).to_contain_text("This daemon keeps no pictures")
+    expect(seen.page.locator("#detail")).to_contain_text("Mass")
+    expect(seen.page.locator("#map-bar")).to_be_hidden()
+    assert not [url for url in seen.requests if url.endswith(".png")]
+    assert seen.complaints == []
+
+
+def test_a_network_without_maps_shows_the_image(
+    service: PageService, address: str, visit: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(service.bundle.manifest["model"], "cam", False)
+    service.finish({"Mass": 0.7})
+    seen = visit(address)
+    shows_picture(seen.page)
+    expect(seen.page.locator("#image")).to_have_attribute("alt", re.compile(r"^The radiograph of [\d:]+$"))
+    expect(seen.page.locator("#map-bar")).to_be_hidden()
+    assert seen.complaints == []
 
 
 def test_what_the_daemon_says_is_never_markup(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
