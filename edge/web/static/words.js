@@ -17,8 +17,8 @@ export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 
 
 /** Two digits are what a probability is good for; none is rounded to certainty. */
 export function probability(value) {
-  if (value >= 0.995) return "> 0.99";
-  return value < 0.005 ? "< 0.01" : value.toFixed(2);
+  if (value >= 0.995) return ">0.99";
+  return value < 0.005 ? "<0.01" : value.toFixed(2);
 }
 
 /** A finding's label as text: the underscores are the data set's. */
