@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
 from build_engine.bundle_writer import bundle_directory, check_replaceable, failed_place, publish, write_manifest
 from build_engine.export import check_parity, export_onnx, has_cam, save_model
-from build_engine.images import ImageFolder, calibration_images, check_apart, check_enough, existing_folder, gate_images
+from build_engine.golden import GOLDEN_IMAGES, GOLDEN_LIMIT, golden_entry, golden_tolerance, write_golden
+from build_engine.guard_fit import fit_guard
+from build_engine.images import (
+    Calibration,
+    ImageFolder,
+    calibration_images,
+    check_apart,
+    check_enough,
+    existing_folder,
+    gate_images,
+)
 from build_engine.int8 import Int8Files, build_int8, calibrate_portable
 from build_engine.lowered_files import Engines, Lowered
 from build_engine.lowering_choice import apply_lowering, check_lowering
@@ -27,7 +36,6 @@ from build_engine.precision import to_float16
 from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
 from build_engine.verify import Verified, say, verify
 from build_engine.weights import choose_weights
-from calibration.judge import portable_runner
 from calibration.limits import Limits
 from edge.backends.tensorrt import probe_platform
 from edge.bundle import CALIBRATION, GOLDEN, PORTABLE_MODEL, load_bundle, model_file, sign_bundle
@@ -40,13 +48,6 @@ from mdconv.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-GOLDEN_IMAGES = 8
-GOLDEN_LIMIT = {
-    "fp32": {"max": 1e-3, "mean": 1e-4},
-    "fp16": {"max": 1e-2, "mean": 1e-3},
-    "int8": {"max": 0.3, "mean": 0.03},
-}
-"""How far probabilities may lie from float32 on the golden images for a build to be accepted at all, by precision."""
 NO_CALIBRATION = {
     "count": 0,
     **dict.fromkeys(("method", "digest", "images", "selection", "equalization", "bias_correction")),
@@ -141,7 +142,7 @@ def build_bundle(options: BuildOptions) -> Path:
             export_onnx(checkpoint, model, options.batch, preprocess.input_size)  # thresholds are in its metadata, too
         parity = check_parity(checkpoint, directory / PORTABLE_MODEL, golden)
         say(f"ONNX Runtime against PyTorch: {parity}")
-        _write_golden(directory, golden)
+        write_golden(directory, golden)
         judges = None
         if options.gate and not weights.random:
             phantoms = weights.on_phantoms
@@ -158,10 +159,12 @@ def build_bundle(options: BuildOptions) -> Path:
             "preprocess": preprocess.to_manifest(),
             "precision": options.precision,
             "backend": backend,
-            "golden": _golden(GOLDEN_LIMIT[options.precision]),
+            "golden": golden_entry(GOLDEN_LIMIT[options.precision]),
             "gate": {"verdict": NOT_ASSESSED, "reason": "the build is not finished"},
         }
-        attempt = functools.partial(_attempt, options, directory, backend, judges)
+        # The guard is not fitted on images that judge the build: they are to be strangers to all of it.
+        fitted_on = None if given is not None and given == options.gate_data else Calibration(dataset, origin)
+        attempt = functools.partial(_attempt, options, directory, backend, judges, fitted_on)
         if options.precision == "int8":
             trial = Trial(
                 calibrate_portable(
@@ -209,22 +212,15 @@ def _sign(directory: Path, key: Ed25519PrivateKey | None, output: Path) -> None:
         say(f"the bundle at {output} was signed; this one is not: sign it with `edge-infer sign` once it is reviewed")
 
 
-def golden_tolerance(precision: str, difference: Mapping[str, float]) -> dict[str, float]:
-    """The self-test's tolerances on a device, from the differences that the build itself showed, each by kind.
-
-    Another backend may round differently, so twice the difference is granted, and at least a tenth of the limit.
-    """
-    return {kind: min(limit, max(2 * difference[kind], limit / 10)) for kind, limit in GOLDEN_LIMIT[precision].items()}
-
-
-def _golden(tolerance: Mapping[str, float]) -> dict[str, float]:
-    return {f"{kind}_probability_difference": value for kind, value in tolerance.items()}
-
-
 def _attempt(
-    options: BuildOptions, directory: Path, backend: str, judges: ImageFolder | None, known: Mapping[str, Any]
+    options: BuildOptions,
+    directory: Path,
+    backend: str,
+    judges: ImageFolder | None,
+    fitted_on: Calibration | None,
+    known: Mapping[str, Any],
 ) -> Verified:
-    """Make a bundle of the models in `directory`: lower, build the engine, verify, write the manifest.
+    """Make a bundle of the models in `directory`: lower, build the engine, fit the guard, verify, write the manifest.
 
     `known` are the manifest's other entries. What an attempt before this one left is removed first.
     """
@@ -240,9 +236,11 @@ def _attempt(
     with tempfile.TemporaryDirectory(prefix="mdconv-edge-") as scratch:
         facts = describe(apply_lowering(options.lowering, directory, engines, describe, Path(scratch)))
     write_manifest(directory, facts)
+    facts["guard"] = fit_guard(load_bundle(directory), fitted_on)
+    write_manifest(directory, facts)
     verified = verify(load_bundle(directory), judges, options.limits)
     facts["gate"] = verified.gate
-    facts["golden"] = _golden(golden_tolerance(options.precision, verified.golden_difference))
+    facts["golden"] = golden_entry(golden_tolerance(options.precision, verified.golden_difference))
     write_manifest(directory, facts)
     return verified
 
@@ -251,13 +249,6 @@ def _write_float(precision: str, directory: Path) -> None:
     """Write the float model of `precision` beside the portable one, which is float32's."""
     if precision == "fp16":
         save_model(to_float16(onnx.load(directory / PORTABLE_MODEL)), directory / model_file("fp16"))
-
-
-def _write_golden(directory: Path, images: NDArray[np.uint8]) -> None:
-    """Keep a few real inputs with the float32 outputs: what every machine's self-test compares with."""
-    logits, cam = portable_runner(directory / PORTABLE_MODEL)(images)
-    maps: dict[str, Any] = {} if cam is None else {"cam": cam}
-    np.savez_compressed(directory / GOLDEN, images=images, logits=logits, **maps)
 
 
 def _describe_model(checkpoint: Checkpoint, preprocess: Preprocess, batch: int) -> dict[str, Any]:

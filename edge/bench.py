@@ -68,7 +68,9 @@ class _Run:
 class _Load:
     """Sends images into the pipeline, over and over in their order, and collects the results."""
 
-    def __init__(self, bundle: Bundle, open_backend: Callable[[], Backend], images: Sequence[Path]) -> None:
+    def __init__(
+        self, bundle: Bundle, open_backend: Callable[[], Backend], images: Sequence[Path], guard: bool
+    ) -> None:
         self._finished: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         given: list[dict[str, Any]] = [{"path": path} for path in images]
         if not given:
@@ -76,7 +78,7 @@ class _Load:
         self.distinct = len(given)
         self._next = itertools.cycle(given)
         self._number = itertools.count()
-        self.pipeline = Pipeline(bundle, open_backend, self._deliver)
+        self.pipeline = Pipeline(bundle, open_backend, self._deliver, guard=guard)
 
     def _deliver(self, outcome: Outcome) -> None:
         kept = ("status", "reason", "timings_ms", "time")  # a long run has no memory for the rest
@@ -108,19 +110,21 @@ def run_bench(
     duration: float = 10.0,
     *,
     rate: float | None = None,
+    guard: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run `scenario` for `duration` seconds and return its report (`edge.report.build_report`).
 
     `images` are files, used over and over in their order; without any it takes the bundle's golden inputs, which are
     decoded and resized already. `rate` is the server scenario's mean number of images a second (None: half of what a
-    short burst shows the pipeline to do). The warm-up is not part of the report.
+    short burst shows the pipeline to do). `guard` is that of `edge.pipeline.Pipeline`; the report says where it
+    is off. The warm-up is not part of the report.
 
     Raises `UsageError` for an unknown scenario, or a duration or rate that is not positive;
     `InputRefusedError` if none of the images can be used; what opening and running the backend raises.
     """
     _check(scenario, duration, rate)
-    load = _Load(bundle, open_backend, images or ())
+    load = _Load(bundle, open_backend, images or (), guard)
     with load.pipeline:
         _warm_up(load)
         if scenario == "server" and rate is None:
@@ -144,6 +148,7 @@ def run_bench(
             "duration_s": duration,
             "images": f"{load.distinct} {'golden inputs of the bundle' if not images else 'files'}",
             "warm_up_images": WARM_UP,
+            **({} if guard else {"guard": "off"}),
             **measured.settings,
         },
         query_ms=measured.query_ms,

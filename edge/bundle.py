@@ -30,6 +30,8 @@ PORTABLE_MODEL = "model.onnx"
 ENGINE = "model.engine"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
+GUARD = "guard.npz"
+"""What `edge.guard` measures an image's distance with; absent in bundles that were built without."""
 MIXED_PRECISION = {"left", "of", "reason", "images", "layers"}
 """What the manifest says of the layers that an int8 bundle leaves in float16, at least."""
 PLUGIN_LIBRARY = "libmdconv_plugin.so"
@@ -178,6 +180,8 @@ def _check_manifest(manifest: Any, path: Path) -> None:
     plan = manifest.get("mixed_precision")
     if plan is not None and not (isinstance(plan, dict) and plan.keys() >= MIXED_PRECISION):
         raise BundleError(f"{path}: mixed_precision has not all of {', '.join(sorted(MIXED_PRECISION))}: {again}")
+    if not isinstance(guard := manifest.get("guard"), (dict, type(None))):
+        raise BundleError(f"{path}: guard is {guard!r}, expected an object: {again}")
     for name in (PORTABLE_MODEL, model_file(manifest["precision"]), GOLDEN):
         if name not in manifest["files"]:
             raise BundleError(f"{path} lists no {name}: {again}")

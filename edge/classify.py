@@ -76,15 +76,23 @@ def readable(result: dict[str, Any]) -> str:
     said = ", ".join(positive) or f"no finding (highest: {chances[0][1]} {chances[0][0]:.2f})"
     cam = f"  [{result['cam']['overlay']}]" if result["cam"] else ""
     failed = "  [this bundle failed its accuracy gate]" if result["gate"] == FAIL else ""
-    return f"{result['source']}: {said}{cam}{failed}"
+    unguarded = "  [the guard is off]" if (result["guard"] or {}).get("off") else ""
+    return f"{result['source']}: {said}{cam}{failed}{unguarded}"
 
 
 def classify(
-    bundle: Bundle, files: list[Path], *, backend: str, as_json: bool = False, cam_directory: Path | None = None
+    bundle: Bundle,
+    files: list[Path],
+    *,
+    backend: str,
+    as_json: bool = False,
+    cam_directory: Path | None = None,
+    guard: bool = True,
 ) -> int:
     """Run `files` and print their results; the exit status: 0, or 1 if some were refused. Raises `EdgeError`.
 
-    Where the network has no class activation maps none are written, which is said on standard error.
+    Without `guard`, images that the network was not made for are answered too, and each line says so. Where the network
+    has no class activation maps none are written, which is said on standard error.
     """
     if cam_directory is not None and not bundle.has_cam:
         cam_directory = None
@@ -94,7 +102,7 @@ def classify(
     printer = Printer(bundle, as_json, cam_directory)
     decoders = min(len(files), len(os.sched_getaffinity(0)))
     opener = functools.partial(open_backend, bundle, backend)
-    with Pipeline(bundle, opener, printer.deliver, decoders=decoders) as pipeline:
+    with Pipeline(bundle, opener, printer.deliver, decoders=decoders, guard=guard) as pipeline:
         for number, path in enumerate(files):
             pipeline.submit(Item(str(number), source=str(path), path=path))
     return 1 if printer.refused else 0

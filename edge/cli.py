@@ -18,6 +18,7 @@ from edge.bundle import Bundle, load_bundle, sign_bundle
 from edge.daemon_commands import add_daemon_commands
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FORCE, require_gate
+from edge.guard import NO_GUARD_HELP
 from edge.signature import (
     PASSPHRASE_VARIABLE,
     PUBLIC_KEY_VARIABLE,
@@ -100,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to run")
     bundle.add_argument(FORCE, action="store_true", help="run a bundle that failed its gate; every result says so")
     bundle.add_argument("--backend", choices=CHOICES, default="auto", help="default: auto, the first that works here")
+    guard = _Parser(add_help=False)
+    guard.add_argument("--no-guard", dest="guard", action="store_false", help=NO_GUARD_HELP)
 
     parser = _Parser(prog="edge-infer", description="Findings in chest radiographs, on the device.", epilog=EXIT_STATUS)
     parser.add_argument("--version", action="version", version=f"edge-infer {__version__}")
@@ -110,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, log_level=logging.INFO if name == "serve" else logging.WARNING)
         return sub
 
-    sub = command("classify", _classify, "find what is in image files: one line an image", [bundle])
+    sub = command("classify", _classify, "find what is in image files: one line an image", [bundle, guard])
     sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="DICOM, PNG or JPEG image")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, refused images too")
     sub.add_argument(
@@ -119,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_daemon_commands(command)
 
-    sub = command("bench", _bench, "measure latency and throughput", [bundle])
+    sub = command("bench", _bench, "measure latency and throughput", [bundle, guard])
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
     sub.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="default: %(default)s")
     sub.add_argument("--duration", type=_seconds, default=10.0, metavar="SECONDS", help="default: %(default)s")
@@ -175,7 +178,14 @@ def _classify(options: argparse.Namespace) -> int:
     bundle = _load(options)
     from edge.classify import classify
 
-    return classify(bundle, options.files, backend=options.backend, as_json=options.json, cam_directory=options.cam)
+    return classify(
+        bundle,
+        options.files,
+        backend=options.backend,
+        as_json=options.json,
+        cam_directory=options.cam,
+        guard=options.guard,
+    )
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -186,7 +196,15 @@ def _bench(options: argparse.Namespace) -> int:
 
     opener = functools.partial(open_backend, bundle, options.backend)
     with ProgressLine("bench") as progress:
-        report = run_bench(bundle, opener, options.images, options.scenario, options.duration, progress=progress)
+        report = run_bench(
+            bundle,
+            opener,
+            options.images,
+            options.scenario,
+            options.duration,
+            guard=options.guard,
+            progress=progress,
+        )
     return _present(report, options.report)
 
 

@@ -27,6 +27,7 @@ from edge.sinks.mqtt_config import MqttConfig
 from edge.sinks.pacs_config import PacsConfig
 from edge.sources.dicom_config import DicomConfig
 from edge.sources.http.config import HttpConfig
+from edge.sources.video_config import VideoConfig
 
 PREFIX = "EDGE_INFER_"
 
@@ -104,6 +105,7 @@ class Config(BaseSettings):
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     public_key: Directory | None = Field(None, description="Ed25519 key (PEM) that must have signed the bundle")
     allow_failed_gate: bool = Field(False, description="run a bundle that failed its accuracy gate")
+    guard: bool = Field(True, description="refuse images that the network was not made for")
     keep_names: bool = Field(False, description="keep file names with the results (they may hold patients' names)")
     drain: bool = Field(False, description="stop once the folders hold nothing new and all is done")
     queue: QueueConfig = QueueConfig()
@@ -114,6 +116,7 @@ class Config(BaseSettings):
     memory: MemoryConfig = MemoryConfig()
     http: HttpConfig | None = None
     dicom: DicomConfig | None = None
+    video: tuple[VideoConfig, ...] = ()
     jsonl: JsonlConfig | None = None
     pacs: PacsConfig | None = None
     mqtt: MqttConfig | None = None

@@ -25,6 +25,7 @@ from edge.control import Control
 from edge.deliverer import Deliverer
 from edge.errors import EdgeError, InputRefusedError, MachineError, StorageFullError
 from edge.gate import require_gate
+from edge.guard import Guard
 from edge.housekeeping import Housekeeping
 from edge.ledger import Ledger
 from edge.metrics import Metrics
@@ -39,6 +40,7 @@ from edge.service import BusyError, Picture, Receipt
 from edge.shadow import Shadow
 from edge.sinks import Sink
 from edge.sources.folder import WatchedFolder
+from edge.sources.folder_events import follow
 from edge.state import LiveState
 from edge.systemd import notify, notify_reloading
 from edge.telemetry import machine_facts
@@ -125,6 +127,8 @@ class Server:
         self.metrics.add_live(self.status)
         control = Control(self.config.state, {"reload": self.reload})
         resources.callback(control.close)
+        if folders:
+            resources.callback(follow(folders, self._wake.set))
         self.live.serving = True
         for source in sources:
             source.start()
@@ -159,11 +163,13 @@ class Server:
             if self.config.drain and self._all_is_done(folders):
                 return
             # A folder of very many files takes long to look through: no more than a fifth of the time goes into that.
-            pause = min(max(POLL_SECONDS, 4 * (time.monotonic() - start)), POLL_SECONDS_AT_MOST)
+            rest = min(4 * (time.monotonic() - start), POLL_SECONDS_AT_MOST)
+            pause = max(POLL_SECONDS, rest)
             if self.config.drain and not any(folder.waiting for folder in folders):
                 pause = 0.02  # there is only the end to wait for
             self._wake.wait(pause)
             self._wake.clear()
+            self._stopping.wait(max(0.0, start + 1.25 * rest - time.monotonic()))
 
     def shutdown(self) -> None:
         """Stop the sources, finish what is under way, deliver what is due."""
@@ -230,12 +236,16 @@ class Server:
         bundle = load_bundle(config.bundle, config.public_key)
         require_gate(bundle.manifest, config.allow_failed_gate)
         Preprocess.from_manifest(bundle.manifest["preprocess"])
+        Guard.from_bundle(bundle)
         return bundle
 
     def _open_pipeline(self, bundle: Bundle, deliver: Callable[[Outcome], None]) -> Pipeline:
         opener = functools.partial(open_backend, bundle, self.config.backend)
         tested = functools.partial(open_tested, bundle, opener, self.note_self_test)
-        return Pipeline(bundle, tested, deliver, patience=self.config.queue.batch_wait_ms / 1e3)
+        patience, guard = self.config.queue.batch_wait_ms / 1e3, self.config.guard
+        if not guard:
+            log.warning("the guard is off: images that the network was not made for are answered too")
+        return Pipeline(bundle, tested, deliver, patience=patience, guard=guard)
 
     def _open_shadow(self, bundle: Bundle) -> Shadow | None:
         fraction = self.config.shadow.fraction
@@ -285,6 +295,7 @@ class Server:
         key: str | None = None,
     ) -> Receipt:
         """As in `edge.service.Service`; `key` is a watched file's `edge.ledger.file_key`."""
+        came = time.monotonic()
         receipt = self._reception.receive(
             content,
             max_bytes=self.max_bytes,
@@ -295,7 +306,9 @@ class Server:
             key=key,
         )
         if receipt.new:
-            self._runner.wake()
+            self._runner.announce(receipt.id, came)
+        again = "" if receipt.new else ": the same image again, not run twice"
+        log.info("received %s (%s, sha256 %s...)%s", receipt.id, origin, receipt.sha256[:12], again)
         return receipt
 
     def infer(self, images: NDArray[np.uint8], timeout: float) -> list[Outcome]:
@@ -358,14 +371,11 @@ class Server:
     def _receive_file(self, path: Path, key: str) -> None:
         source = os.fsencode(path.name).decode("utf-8", "replace") if self.config.keep_names else None
         try:
-            content = read_file(path, self.max_bytes)
-            receipt = self.receive(content, origin="folder", source=source, key=key)
+            self.receive(read_file(path, self.max_bytes), origin="folder", source=source, key=key)
         except InputRefusedError as error:
             if path.exists():  # else it was taken away again, and there is nothing to report
                 self._refuse_unread(key, source, str(error))
             return
-        again = "" if receipt.new else ": the same content again, not run twice"
-        log.info("received %s (sha256 %s...)%s", receipt.id, receipt.sha256[:12], again)
 
     def _refuse_unread(self, key: str, source: str | None, reason: str) -> None:
         result = image_result(
@@ -384,6 +394,7 @@ class Server:
     def _all_is_done(self, folders: list[WatchedFolder]) -> bool:
         return (
             not any(folder.waiting for folder in folders)
+            and not any(source.running() for source in self._sources)
             and self._runner.under_way() == 0
             and self._ledger.waiting()[0] == 0
         )

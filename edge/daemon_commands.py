@@ -12,6 +12,7 @@ from typing import Any
 from edge.backends import CHOICES
 from edge.errors import MachineError
 from edge.gate import FORCE
+from edge.guard import NO_GUARD_HELP
 from edge.places import default_state
 
 UNIT = "edge-infer.service"
@@ -56,6 +57,7 @@ def add_daemon_commands(command: Command) -> None:
         default=None,
         help="keep file names with the results (they may hold patients' names)",
     )
+    sub.add_argument("--no-guard", dest="guard", action="store_false", default=None, help=NO_GUARD_HELP)
 
     sub = command("reload", _reload, "have a running daemon take the bundle that its settings name now")
     sub.add_argument(
@@ -92,7 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _serve_flags(options: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, by the names of the settings."""
-    names = ("bundle", "watch", "state", "backend", "public_key", "allow_failed_gate", "drain", "keep_names")
+    names = ("bundle", "watch", "state", "backend", "public_key", "allow_failed_gate", "drain", "keep_names", "guard")
     flags = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     for section in ("http", "dicom"):
         port = getattr(options, f"{section}_port")

@@ -79,6 +79,7 @@ def _entries(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Lowering", _lowering(facts["lowering"])
     yield from _headed("Calibration", _calibration(facts["calibration"]))
     yield from _headed("Gate", _gate(facts["gate"]))
+    yield from _headed("Guard", _guard(facts.get("guard")))
     yield "Self-test", _golden(facts.get("golden") or {})
     yield "Platform", _platform(facts["backend"], facts["platform"])
     yield from _headed("Files", _files(facts["files"]))
@@ -194,6 +195,25 @@ def _finding(figure: Mapping[str, Any]) -> str:
         if None not in (before := both.get("reference"), after := both.get("candidate")):
             text += f"; {rate} {before:.3f} and {after:.3f}"
     return text
+
+
+def _guard(guard: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is refused by measurement; what is refused by its tags is the same for every bundle."""
+    if guard is None:
+        yield "no distance is measured: the bundle was built without"
+        return
+    if guard["threshold"] is None:
+        yield f"refuses nothing by its distance: {guard['reason']}"
+    else:
+        yield f"refuses an image whose {guard['score']} is above {guard['threshold']:.2f}: {guard['reason']}"
+    if fitted := guard.get("fitted_on"):
+        yield f"fitted on {fitted['images']} images ({fitted['origin']}), digest {fitted['digest']}"
+    if rate := guard.get("false_refusals"):
+        yield (
+            f"of {rate['of']} such images left out of the fit {rate['refused']} would be refused, so at most "
+            f"{rate['at_most']:.1%} of all (95 % confidence)"
+        )
+    yield f"limits of a gray image: {_facts(guard['image'])}"
 
 
 def _golden(golden: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from edge.backends import Backend
 from edge.bundle import Bundle
 from edge.channel import AbortedError, Channel
 from edge.errors import InputRefusedError, MachineError
+from edge.guard import Guard, refusal
 from edge.preprocess import Preprocess
 from edge.results import Timings, findings, image_result
 
@@ -65,7 +66,7 @@ class Outcome:
     pixels: NDArray[np.uint8] | None
     """(S, S) uint8, what the network saw; None if refused."""
     logits: NDArray[np.float32] | None
-    """(L,) float32, what it said; None if refused."""
+    """(L,) float32, what it said, also of an image that the guard refused then; None if it was not run."""
 
 
 @dataclass
@@ -93,14 +94,17 @@ class Pipeline:
         *,
         decoders: int | None = None,
         patience: float = 0.0,
+        guard: bool = True,
     ) -> None:
         """Start the threads. `open_backend` is called in the inference thread, which alone uses and closes the backend.
 
         `deliver` is called in one thread; an exception from it stops the pipeline like a failure of the backend.
         `decoders` is the number of decoding threads (default: the cores that this process may use). A batch that is not
-        full waits up to `patience` seconds for more images, unless one of them is urgent.
+        full waits up to `patience` seconds for more images, unless one of them is urgent. Without `guard`, images which
+        the network was not made for (`edge.guard`) are answered too, and each result says so.
         """
         self._bundle = bundle
+        self._guard = Guard.from_bundle(bundle, off=not guard)
         self._preprocess = Preprocess.from_manifest(bundle.manifest["preprocess"])
         self._open_backend = open_backend
         self._deliver = deliver
@@ -242,6 +246,7 @@ class Pipeline:
                 raise InputRefusedError(
                     f"the decoder failed ({type(error).__name__}): export the image anew"
                 ) from error
+            self._guard.check_image(gray)
         with job.timings.stage("preprocess"):
             job.pixels = preprocess.resize(gray, self._preprocess)
 
@@ -269,10 +274,15 @@ class Pipeline:
     def _finish(self) -> None:
         while jobs := self._finished.take():
             job = jobs[0]
-            found = None
-            if job.logits is not None:
+            found, verdict = None, self._guard.unscored()
+            if job.logits is not None and job.pixels is not None:
                 with job.timings.stage("postprocess"):
-                    found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
+                    verdict = self._guard.check(job.pixels, job.logits, job.cam)
+                    job.reason = refusal(verdict)
+                    if job.reason is None:
+                        found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
+                    else:
+                        job.pixels = job.cam = None
             result = image_result(
                 id=job.item.id,
                 source=job.item.source,
@@ -282,6 +292,7 @@ class Pipeline:
                 gate=self._bundle.gate_verdict,
                 backend=self.backend_name,
                 findings=found,
+                guard=verdict,
                 reason=job.reason,
             )
             self._deliver(Outcome(result, job.cam, job.pixels, job.logits))

@@ -74,11 +74,12 @@ def image_result(
     gate: str,
     backend: str | None,
     findings: dict[str, dict[str, Any]] | None = None,
+    guard: dict[str, Any] | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
     """The JSON object that stands for one image: ``done`` with `findings`, or ``refused`` with a `reason`.
 
-    `bundle` is its SHA-256, `gate` the verdict of its accuracy gate.
+    `bundle` is its SHA-256, `gate` the verdict of its accuracy gate, `guard` what `edge.guard.Guard.check` found.
     """
     return {
         "id": id,
@@ -88,7 +89,7 @@ def image_result(
         "reason": reason,
         "findings": findings,
         "cam": None,
-        "guard": None,
+        "guard": guard,
         "timings_ms": timings.milliseconds(),
         "bundle": bundle,
         "gate": gate,

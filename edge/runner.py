@@ -43,6 +43,7 @@ class Runner:
         self._bundle: Bundle | None = None
         self._pipeline: Pipeline | None = None
         self._under_way: set[str] = set()
+        self._received: dict[str, float] = {}
         self._feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
 
     def open(self, bundle: Bundle, stopped: Callable[[], bool]) -> bool:
@@ -86,8 +87,9 @@ class Runner:
             raise self._error
         self.pipeline.check()
 
-    def wake(self) -> None:
-        """There is something new in the ledger."""
+    def announce(self, id: str, received: float) -> None:
+        """A new run is in the ledger, whose image came at `received`, in seconds of `time.monotonic`."""
+        self._received[id] = received
         self._more.set()
 
     def under_way(self) -> int:
@@ -147,7 +149,9 @@ class Runner:
                 self._more.clear()
                 while not self._stopping.is_set() and (run := self._ledger.take()):
                     self._under_way.add(run.id)
-                    self._submit(Item(run.id, run.source, path=run.path, sha256=run.sha256, stat=run.stat))
+                    item = Item(run.id, run.source, path=run.path, sha256=run.sha256, stat=run.stat)
+                    item.received = self._received.get(run.id, item.received)  # its time in the queue counts, too
+                    self._submit(item)
         except BaseException as error:  # raised again by `check`
             self._error = error
 
@@ -165,6 +169,7 @@ class Runner:
         if id in self._under_way:
             self._deliver(outcome, bundle)
             self._under_way.discard(id)
+            self._received.pop(id, None)
         elif (direct := self._direct.pop(id, None)) is not None:
             direct(outcome)
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from edge.dicom.display import WANTED, display_table
 from edge.dicom.pixels import Layout, read_stored
 from edge.dicom.reader import DataSet, File, is_dicom, read_file
+from edge.dicom.scope import WANTED as SCOPE
+from edge.dicom.scope import check_polarity, check_scope
 from edge.errors import InputRefusedError
 from edge.grayscale import apply_table
 from edge.raster import check_pixel_count
@@ -34,16 +36,18 @@ RADIOGRAPH_MODALITIES = frozenset(("CR", "DX", "RG"))
 def decode_dicom(content: bytes, max_pixels: int, max_bytes: int) -> NDArray[np.uint8]:
     """(H, W) uint8 gray of a DICOM file, black is air. Raises `InputRefusedError`.
 
-    Accepted: one frame of MONOCHROME1 or MONOCHROME2, 8 to 16 bits stored, of a projection radiograph. Overlays and the
-    pixel aspect ratio are not applied.
+    Accepted: one frame of MONOCHROME1 or MONOCHROME2, 8 to 16 bits stored, of a projection radiograph whose tags do not
+    say that it is another body part or view (`edge.dicom.scope`). Overlays and the pixel aspect ratio are not applied.
     """
     wanted = {
         *(_MODALITY, _PRESENTATION_INTENT, _SOP_CLASS, _NUMBER_OF_FRAMES, _SAMPLES, _PHOTOMETRIC, _ROWS, _COLUMNS),
-        *(_ALLOCATED, _STORED, _HIGH_BIT, _REPRESENTATION, *WANTED),
+        *(_ALLOCATED, _STORED, _HIGH_BIT, _REPRESENTATION, *WANTED, *SCOPE),
     }
     file = read_file(content, wanted, max_bytes)
     _check_radiograph(file)
+    check_polarity(file.data_set)
     layout = _read_layout(file.data_set)
+    check_scope(file.data_set)  # after the layout: where pydicom parses a sequence it converts Pixel Representation
     check_pixel_count(layout.rows, layout.columns, max_pixels)
     stored = read_stored(file, layout)
     inverted = file.data_set.text(_PHOTOMETRIC) == "MONOCHROME1"

@@ -68,12 +68,18 @@ class AssociationSender:
             raise SinkError(f"the PACS {host} cannot be found: check `host`") from None
         if not association.is_established:
             raise SinkError(self._why_not(association.is_rejected))
+        refused: SinkRefusedError | None = None
         try:
             for dataset in datasets:
-                self._store(association, dataset)
+                try:
+                    self._store(association, dataset)
+                except SinkRefusedError as error:  # the others are sent all the same
+                    refused = refused or error
         finally:
             if association.is_established:
                 association.release()
+        if refused is not None:
+            raise refused
 
     def _why_not(self, rejected: bool) -> str:
         host, port = self._where
@@ -90,7 +96,8 @@ class AssociationSender:
             answer = association.send_c_store(dataset)
         except ValueError:  # no accepted context
             raise SinkError(
-                f"the PACS {host}:{port} does not take {_kind(dataset)}: allow its SOP class there"
+                f"the PACS {host}:{port} does not take {_kind(dataset)}: allow its SOP class there, or switch it off "
+                "here"
             ) from None
         except RuntimeError:
             raise SinkError(f"the PACS {host}:{port} ended the association: it is tried again") from None

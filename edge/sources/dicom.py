@@ -17,7 +17,7 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES, RAW_CLASS
+from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES
 from edge.dicom.network import is_uid, silence_libraries
 from edge.dicom.pixels import TRANSFER_SYNTAXES
 from edge.dicom.reader import read_file
@@ -57,11 +57,6 @@ class DicomServer:
             raise RuntimeError("the DICOM server is not started")
         return int(self._server.server_address[1])
 
-    def describe(self) -> str:
-        """Where it listens, once started."""
-        tls = " with TLS" if self._config.tls_certificate else ""
-        return f"DICOM {self._config.aet} on {self._config.bind}:{self.port}{tls}"
-
     def start(self) -> None:
         """Listen. Raises `UsageError` for TLS files that cannot be used, `MachineError` for a port that is taken."""
         config = self._config
@@ -92,6 +87,14 @@ class DicomServer:
             ) from None
         self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom", daemon=True)
         self._thread.start()
+        tls = " with TLS" if context else ""
+        log.info("dicom: listening on %s:%d as %s%s", config.bind, self.port, config.aet, tls)
+
+    def reload(self) -> None:
+        """Read the TLS files anew, for connections to come. Raises `UsageError` and goes on with the old ones."""
+        context = self._tls_context()
+        if self._server is not None:
+            self._server.ssl_context = context
 
     def stop(self, seconds: float = 5.0) -> None:
         """Take no more, and abort what is open: an image that was not answered yet will be sent again."""
@@ -114,7 +117,7 @@ class DicomServer:
         entity.acse_timeout = config.acse_timeout
         entity.dimse_timeout = config.dimse_timeout
         entity.add_supported_context(Verification)
-        for sop_class in sorted(RADIOGRAPH_CLASSES | CAPTURE_CLASSES | {RAW_CLASS}):
+        for sop_class in sorted(RADIOGRAPH_CLASSES | CAPTURE_CLASSES):
             entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
         return entity
 
@@ -141,7 +144,7 @@ class DicomServer:
     def _rejected(self, event: evt.Event) -> None:
         address = event.assoc.requestor.address
         log.warning(
-            "DICOM: association from %s rejected: it calls another AE title than %s, is not in `calling_aets`, or too "
+            "dicom: association from %s rejected: it calls another AE title than %s, is not in `calling_aets`, or too "
             "many are open",
             *(address, self._config.aet),
         )
@@ -159,14 +162,14 @@ class DicomServer:
         except InputRefusedError:
             status, comment = CANNOT_UNDERSTAND, "No image that can be read"
         except EdgeError as error:
-            log.error("DICOM: an image was not taken: %s", error)
+            log.error("dicom: an image was not taken: %s", error)
             status, comment = OUT_OF_RESOURCES, "Not stored: send again later"
         except Exception as error:  # a failure answered is one that the sender knows of
-            log.error("DICOM: an image was not taken (%s)", type(error).__name__, exc_info=log.isEnabledFor(10))
+            log.error("dicom: an image was not taken (%s)", type(error).__name__, exc_info=log.isEnabledFor(10))
             status, comment = PROCESSING_FAILURE, "Not stored: internal failure"
         else:
             return _status(SUCCESS)
-        log.warning("DICOM: image refused with status %04XH: %s", status, comment)
+        log.warning("dicom: image refused with status %04XH: %s", status, comment)
         return _status(status, comment)
 
     def _take(self, event: evt.Event) -> None:

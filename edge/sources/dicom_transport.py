@@ -7,12 +7,14 @@ all), and prints a traceback for a failed connection. Each is replaced here.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +124,7 @@ class _BoundedSocket(AssociationSocket):
             self._refuse("a second image before the first was answered")
 
     def _refuse(self, what: str) -> None:
-        log.warning("DICOM: association aborted: the peer sent %s", what)
+        log.warning("dicom: association aborted: the peer sent %s", what)
         abort = A_ABORT_RQ()
         abort.source, abort.reason_diagnostic = 2, 0  # the service provider, which gives no reason
         self.send(abort.encode())  # at once: the reactor sends nothing more once the connection counts as closed
@@ -145,8 +147,19 @@ class _Handler(RequestHandler):
         made = association.dul.socket
         if made is None:
             raise OSError("the connection is closed")
-        association.dul.socket = _BoundedSocket(made, self.server.limits)
+        association.dul.socket = bounded = _BoundedSocket(made, self.server.limits)
+        association.dul.run = functools.partial(_run_reactor, association.dul.run, bounded)  # type: ignore[method-assign]
         return association
+
+
+def _run_reactor(run: Callable[[], None], connection: _BoundedSocket) -> None:
+    """The reactor of one connection, which raises where the peer sends what does not fit the connection's state."""
+    try:
+        run()
+    except Exception as error:
+        log.warning("dicom: association ended: the peer broke the protocol (%s)", type(error).__name__)
+        log.debug("dicom", exc_info=True)
+        connection._shutdown_socket()
 
 
 class BoundedServer(AssociationServer):
@@ -190,9 +203,9 @@ class BoundedServer(AssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Turn a connection away before anything is read from it."""
         if not self.limits.admits(client_address[0]):
-            log.warning("DICOM: connection from %s refused: it is not in `addresses`", client_address[0])
+            log.warning("dicom: connection from %s refused: it is not in `addresses`", client_address[0])
         elif len(self.active_associations) >= self.limits.connections:
-            log.warning("DICOM: connection from %s refused: too many are open", client_address[0])
+            log.warning("dicom: connection from %s refused: too many are open", client_address[0])
         else:
             return True
         return False
@@ -213,7 +226,7 @@ class BoundedServer(AssociationServer):
         close_socket(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.warning("DICOM: a connection could not be served", exc_info=log.isEnabledFor(logging.DEBUG))
+        log.warning("dicom: a connection could not be served", exc_info=log.isEnabledFor(logging.DEBUG))
 
 
 def close_socket(connection: socket.socket) -> None:

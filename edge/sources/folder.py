@@ -1,13 +1,13 @@
 """A watched folder: finds the image files in it that are complete.
 
-It is polled, not watched by inotify: inotify sees nothing that another machine writes to a network share, where most
-image folders live, loses events when its queue overflows, and so needs the poll beside it anyway.
+It is polled. inotify (`edge.sources.folder_events`) only makes the poll come sooner.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import signal
 import stat
@@ -41,6 +41,7 @@ class WatchedFolder:
         self._knows = knows
         self._settle = settle
         self._taken: set[str] = set()
+        self._complete: set[Path] = set()
         self._candidates: dict[str, float] = {}
 
     def poll(self) -> Iterator[tuple[Path, str]]:
@@ -53,7 +54,7 @@ class WatchedFolder:
                 taken.add(key)
                 continue
             now = time.monotonic()
-            since = self._candidates.get(key, now)
+            since = -math.inf if path in self._complete else self._candidates.get(key, now)
             if now - since >= self._settle and not open_for_writing(path):
                 self._taken.add(key)
                 taken.add(key)
@@ -62,6 +63,11 @@ class WatchedFolder:
                 candidates[key] = since
                 self.waiting += 1
         self._taken, self._candidates = taken, candidates  # forget what is gone
+        self._complete.clear()
+
+    def complete(self, path: Path) -> None:
+        """The file was renamed to `path` by one who had written it: the next poll need not see whether it grows."""
+        self._complete.add(path)
 
     def put_back(self, key: str) -> None:
         """Offer a file again at the next poll: it could not be taken now."""

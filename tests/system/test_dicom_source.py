@@ -32,6 +32,7 @@ from tests.system.dicom_peers import (
     wait_for,
     write_radiograph,
 )
+from tests.system.fuzz_dicom import record
 from tests.unit.edge.dicom_writer import CR_CLASS, CT_CLASS, radiograph, to_bytes
 
 Start = Callable[..., tuple[DicomServer, Inbox]]
@@ -169,6 +170,13 @@ def test_tls(start: Start, tmp_path: Path) -> None:
     assert run("echoscu", *target, timeout=30).returncode != 0
     assert run("echoscu", "+tls", stranger[1], stranger[0], "+cf", ours[0], *target).returncode != 0
     assert run("echoscu", *trusted, *target).returncode == 0
+    ours[0].write_text("no certificate")
+    with pytest.raises(UsageError):
+        server.reload()
+    renewed = certificate(tmp_path, "ours")
+    server.reload()
+    trusted = ("+tls", client[1], client[0], "+cf", renewed[0])
+    assert run("echoscu", *trusted, *target).returncode == 0
 
 
 @needs("storescu")
@@ -267,6 +275,69 @@ def test_a_declared_length_reserves_nothing(start: Start, caplog: pytest.LogCapt
                 pass
     assert "a PDU of 4,294,967,295 bytes" in caplog.text
     assert run("echoscu", "-aec", "MDCONV_EDGE", "127.0.0.1", str(server.port)).returncode == 0
+
+
+def p_data(command: bool, last: bool, data: bytes, context: int = 1) -> bytes:
+    """One P-DATA-TF PDU with one fragment (PS3.8 9.3.5, annex E.2)."""
+    value = struct.pack(">IBB", len(data) + 2, context, command | last << 1) + data
+    return struct.pack(">BBI", 4, 0, len(value)) + value
+
+
+def held(server: DicomServer) -> int:
+    """Bytes of unfinished data sets in the server's memory."""
+    assert server._server is not None
+    return sum(server._server.limits._receiving.values())
+
+
+class _Half:
+    """A sender that has sent the first `size` bytes of an image, and no more."""
+
+    def __init__(self, server: DicomServer, recorded: list[bytes], size: int) -> None:
+        request, *rest = recorded
+        self.peer = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self.peer.sendall(request)
+        assert self.peer.recv(65536)[0] == 2  # A-ASSOCIATE-AC
+        (store,) = (pdu for pdu in rest if pdu[0] == 4 and b"1.2.840.10008.5.1.4.1.1.1" in pdu and pdu[11] & 1)
+        self.peer.sendall(store)
+        for _ in range(size // 50_000):
+            self.peer.sendall(p_data(False, False, bytes(50_000), store[10]))
+
+    def ended(self) -> bytes:
+        """What the server still says until it closes the connection."""
+        heard = b""
+        try:
+            while data := self.peer.recv(1024):
+                heard += data
+        except ConnectionResetError:
+            pass
+        self.peer.close()
+        return heard
+
+
+def test_memory_of_all_associations_together_is_bounded(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder, _ = start()
+    recorded = record(recorder.port, tmp_path)
+    server, inbox = start(Inbox(max_bytes=1_500_000), max_megabytes_together=1)
+    first = _Half(server, recorded, 1_000_000)
+    wait_for(lambda: held(server) >= 900_000, "the first one's bytes")
+    second = _Half(server, recorded, 700_000)
+    second.ended()
+    assert "more than 1,500,000 bytes in data sets of all associations together" in caplog.text
+    first.peer.close()
+    wait_for(lambda: held(server) == 0, "the memory")
+    assert inbox.contents == []
+
+
+def test_a_pdu_that_stops_half_way_ends_its_association(start: Start, tmp_path: Path) -> None:
+    recorder, _ = start()
+    recorded = record(recorder.port, tmp_path)
+    server, _ = start(network_timeout=0.5)
+    half = _Half(server, recorded, 100_000)
+    half.peer.sendall(p_data(False, False, bytes(1000))[:500])
+    half.ended()
+    wait_for(lambda: held(server) == 0, "the memory")
 
 
 @needs("echoscu")

@@ -137,7 +137,7 @@ def test_a_restart_runs_only_what_is_new(tiny_bundle_directory: Path, place: Pat
     assert done.returncode == 0
     assert rows(place)[:4] == first
     assert len(rows(place)) == 6
-    assert "the same content again, not run twice" in done.stderr
+    assert "the same image again, not run twice" in done.stderr
 
 
 def test_file_names_are_kept_only_if_wanted(tiny_bundle_directory: Path, place: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.responses import Response
@@ -31,14 +31,17 @@ class Door:
 
     async def __call__(
         self,
+        request: Request,
         credentials: Annotated[
             HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False, scheme_name="token"))
         ],
     ) -> None:
-        if credentials is None or not self.tokens.accept(credentials.credentials):
+        client = self.tokens.client(credentials.credentials) if credentials else None
+        if client is None:
             came = "no bearer token" if credentials is None else "a token that is not known"
             text = f"the request has {came}, expected `Authorization: Bearer TOKEN`: ask this daemon's keeper for one"
             raise Refusal(401, text, {"WWW-Authenticate": "Bearer"})
+        request.state.client = client
 
 
 def build_app(context: Context, registry: CollectorRegistry, door: Door | None) -> ASGIApp:

@@ -12,6 +12,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+LINGER_SECONDS = 2.0
+"""How long what a client still sends is read, once it has been turned away."""
 SPARE_SOCKETS = 32
 """Accepted sockets beyond the connections: those in a TLS handshake, and those that are being told no."""
 
@@ -22,6 +24,7 @@ class Connection(H11Protocol):
     connection_limit: int
     head_seconds: float
     _head_timer: asyncio.TimerHandle | None = None
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -32,13 +35,26 @@ class Connection(H11Protocol):
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_timer()
         elif self._head_timer is None and self.timeout_keep_alive_task is None:
             self._time_head()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more. Whether the connection is kept: for the answer to a whole request it is."""
+        if self.scheme == "https" or self._refused or self.transport.is_closing():
+            return False  # in TLS the end of one direction is that of both
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return True
+        cut_short = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
+        if cut_short and not (answering and self.cycle.response_started):
+            self._refuse(400, "the connection ended within a request: send the whole")
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -64,14 +80,27 @@ class Connection(H11Protocol):
         self._refuse(408, f"the request's head had not come after {self.head_seconds:g} s: send it faster")
 
     def _refuse(self, status: int, text: str, more_headers: str = "") -> None:
-        """Answer past h11, whose state may allow no answer, and close."""
+        """Answer past h11, whose state may allow no answer, and close.
+
+        A socket that is closed with unread bytes is reset, and the client may lose the answer: so it is closed on one
+        side first, and what still comes is thrown away for a while.
+        """
+        self._refused = True
+        self._stop_timer()
+        if self.cycle is not None and not self.cycle.response_complete:  # the application sees a client that is gone
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = json.dumps({"error": text})
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n{more_headers}\r\n"
         )
         self.transport.write((head + body).encode("ascii"))
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:  # TLS
+            self.transport.close()
 
 
 class Listener(socket.socket):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from edge.service import Service
+from fastapi import Request
+
+from edge.service import Receipt, Service
 from edge.sources.http.bodies import Memory
 from edge.sources.http.config import HttpConfig
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +41,16 @@ class Threads:
     def close(self) -> None:
         """Take no more calls; those under way go on, and nobody waits for them."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def client_of(request: Request) -> str:
+    """The name of the token that the request came with, for the log."""
+    return str(getattr(request.state, "client", "somebody without a token"))
+
+
+def log_received(receipt: Receipt, client: str) -> None:
+    again = "" if receipt.new else ": known already, not run twice"
+    log.info("received %s (sha256 %s...) from %s%s", receipt.id, receipt.sha256[:12], client, again)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.sources.http.answers import error_answer, retry_after
 from edge.sources.http.config import HttpConfig
+from edge.sources.http.connection import LINGER_SECONDS
 
 log = logging.getLogger(__name__)
 
 ADDRESSES = 10_000
 """Addresses whose rate is remembered: the longest silent ones are forgotten first."""
-LINGER_SECONDS = 2.0
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -55,10 +55,13 @@ class Guard:
         self._config = config
         self._rate = RateLimit(config.requests_per_second, config.burst)
         self._requests = Counter(
-            "edge_http_requests", "HTTP requests by route and status", ("route", "method", "status"), registry=registry
+            "edge_infer_http_requests",
+            "HTTP requests by route and status",
+            ("route", "method", "status"),
+            registry=registry,
         )
         self._seconds = Histogram(
-            "edge_http_request_seconds", "Time until a request is answered", ("route",), registry=registry
+            "edge_infer_http_request_seconds", "Time until a request is answered", ("route",), registry=registry
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from edge.passport import passport
 from edge.sources.http.answers import Refusal, documented, json_answer
 from edge.sources.http.bodies import whole_body
-from edge.sources.http.context import Context
+from edge.sources.http.context import Context, client_of, log_received
 
 JSON_LINES = "application/jsonl"
 NEXT_CURSOR = "X-Next-Cursor"
@@ -72,6 +72,7 @@ def router(context: Context) -> APIRouter:
             raise Refusal(415, "the body is multipart, expected one file as it is: send each file as a body of its own")
         async with whole_body(request, context.memory, service.max_bytes, context.config.body_seconds) as body:
             receipt = await context.service_threads.run(service.receive, body, origin="http", stat=priority == "stat")
+        log_received(receipt, client_of(request))
         content = {"id": receipt.id, "sha256": receipt.sha256, "new": receipt.new}
         return json_answer(content, 202, {"Location": f"/v1/images/{receipt.id}"})
 

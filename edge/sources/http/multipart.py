@@ -48,6 +48,10 @@ def boundary_of(request: Request, kind: str) -> bytes:
     return boundary
 
 
+HEADER_BYTES = 16384
+"""All headers of one part, at most."""
+
+
 class PartReader:
     """Takes the body piece by piece. A part that outgrows `limit` or the memory goes on without its content."""
 
@@ -89,13 +93,21 @@ class PartReader:
 
     def _begin(self) -> None:
         self._part = Part()
+        self._header_bytes = 0
         self._buffer = io.BytesIO()
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._name += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._value += data[start:end]
+
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > HEADER_BYTES:
+            raise FormParserError
 
     def _header_end(self) -> None:
         self._part.headers[self._name.decode("latin-1").lower()] = self._value.decode("latin-1")

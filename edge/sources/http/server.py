@@ -93,7 +93,6 @@ class HttpServer:
             (Connection,),
             {"connection_limit": self._config.connections, "head_seconds": self._config.head_seconds},
         )
-        tls = self._tls
         config = uvicorn.Config(
             self._app,
             http=protocol,
@@ -108,8 +107,9 @@ class HttpServer:
             server_header=False,
             timeout_keep_alive=self._config.idle_seconds,
             h11_max_incomplete_event_size=HEAD_BYTES,
-            ssl_context_factory=(lambda *_: tls) if tls else None,
         )
+        config.load()
+        config.ssl = self._tls
         return uvicorn.Server(config)
 
     def _run(self) -> None:

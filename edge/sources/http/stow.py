@@ -16,7 +16,7 @@ from edge.errors import InputRefusedError
 from edge.service import BusyError, Service, StorageFullError
 from edge.sources.http.answers import Refusal, documented, retry_after
 from edge.sources.http.bodies import check_encoding, pieces
-from edge.sources.http.context import MB, Context
+from edge.sources.http.context import MB, Context, client_of, log_received
 from edge.sources.http.multipart import Fault, Part, PartReader, boundary_of
 
 DICOM = "application/dicom"
@@ -33,7 +33,8 @@ OTHER_STUDY = 0xA901
 CANNOT_UNDERSTAND = 0xC000
 
 _SOP_INSTANCE, _STUDY = 0x0008_0018, 0x0020_000D
-_UID = re.compile(r"[0-9][0-9.]{0,63}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_LONGEST_UID = 64
 
 _BODY = {
     "requestBody": {
@@ -109,9 +110,10 @@ def router(context: Context) -> APIRouter:
         openapi_extra=_BODY,
     )
     async def store_study(
-        request: Request, study: Annotated[str, Path(json_schema_extra={"pattern": f"^{_UID.pattern}$"})]
+        request: Request,
+        study: Annotated[str, Path(json_schema_extra={"pattern": f"^{_UID.pattern}$", "maxLength": _LONGEST_UID})],
     ) -> Response:
-        if not _UID.fullmatch(study):
+        if not _is_uid(study):
             raise Refusal(400, "the path's study is no UID, expected digits and dots, 64 at most: check the address")
         return await _store(context, request, study)
 
@@ -142,7 +144,7 @@ async def _store(context: Context, request: Request, study: str | None) -> Respo
 async def _read(context: Context, request: Request, study: str | None, boundary: bytes, stored: Stored) -> None:
     """Read the body and hand over its instances one by one. Raises `FormParserError` if it is malformed."""
     config, service = context.config, context.service
-    count = 0
+    count, client = 0, client_of(request)
     async with context.memory.hold(0, config.body_seconds) as held:
         reader = PartReader(boundary, service.max_bytes, COPIES, held)
         async for piece in pieces(request, config.max_request_mb * MB, config.body_seconds):
@@ -151,13 +153,13 @@ async def _read(context: Context, request: Request, study: str | None, boundary:
                 if count > INSTANCES:
                     stored.unnamed.append(OUT_OF_RESOURCES)
                     return
-                await context.service_threads.run(_hand_over, service, part, study, stored)
+                await context.service_threads.run(_hand_over, service, part, study, stored, client)
                 held.give_back(part.held)
     if not reader.ended or not count:
         raise FormParserError
 
 
-def _hand_over(service: Service, part: Part, study: str | None, stored: Stored) -> None:
+def _hand_over(service: Service, part: Part, study: str | None, stored: Stored, client: str) -> None:
     if part.fault:
         stored.unnamed.append(OUT_OF_RESOURCES if part.fault is Fault.NO_MEMORY else CANNOT_UNDERSTAND)
         return
@@ -170,7 +172,7 @@ def _hand_over(service: Service, part: Part, study: str | None, stored: Stored) 
         stored.failed.append((sop_class, instance, OTHER_STUDY))
         return
     try:
-        service.receive(part.content, origin="stow", instance=instance)
+        log_received(service.receive(part.content, origin="stow", instance=instance), client)
         stored.taken.append((sop_class, instance))
     except BusyError as error:
         stored.retry_seconds = error.retry_after
@@ -188,9 +190,13 @@ def _identifiers(part: Part, max_bytes: int) -> tuple[str, str, str]:
         raise InputRefusedError("the part is no DICOM file: send DICOM files only")
     file = read_file(part.content, (_SOP_INSTANCE, _STUDY), max_bytes)
     found = (file.sop_class, file.data_set.text(_SOP_INSTANCE), file.data_set.text(_STUDY))
-    if not all(_UID.fullmatch(uid) for uid in found):
+    if not all(map(_is_uid, found)):
         raise InputRefusedError("the part has no SOP Class, SOP Instance and Study Instance UID: send whole instances")
     return found
+
+
+def _is_uid(text: str) -> bool:
+    return len(text) <= _LONGEST_UID and _UID.fullmatch(text) is not None
 
 
 def _accepts_dicom_json(accept: str) -> bool:

@@ -60,16 +60,17 @@ class Tokens:
                 raise UsageError(f"tokens: line {number} of {path} has the name {match[1]} again: choose another")
             hashes[match[1]] = match[2]
         if not hashes:
-            raise UsageError(f"tokens: {path} has no token, so nobody could come in: `edge-infer token NAME >> {path}`")
+            raise UsageError(f"tokens: {path} has no token, so nobody could come in: `edge-infer token NAME` makes one")
         return cls(hashes)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def accept(self, token: str) -> bool:
-        """Whether `token` is a good one. The time it takes tells nothing about the good ones."""
+    def client(self, token: str) -> str | None:
+        """Whose token it is; None if it is not a good one. The time it takes tells nothing about the good ones."""
         presented = _hash(token)
-        return sum(hmac.compare_digest(presented, known) for known in self._hashes.values()) > 0
+        found = [name for name, known in self._hashes.items() if hmac.compare_digest(presented, known)]
+        return found[0] if found else None
 
 
 def _hash(token: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from build_engine.build import GOLDEN_LIMIT, golden_tolerance
+from build_engine.golden import GOLDEN_LIMIT, golden_tolerance
 from build_engine.make import parse
 from edge.selftest import KINDS
 

@@ -68,6 +68,16 @@ def to_bytes(
     return buffer.getvalue()
 
 
+def without_scope(path: Path) -> bytes:
+    """A real file less what it says of body part and orientation: the guard would refuse it before its pixels."""
+    dataset = pydicom.dcmread(path)
+    for keyword in ("BodyPartExamined", "ViewPosition", "PatientOrientation"):
+        dataset.pop(keyword, None)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
 def lut(entries: list[int], first: int, bits: int, *, signed: bool = False) -> Dataset:
     """An item of a Modality LUT or VOI LUT Sequence."""
     item = Dataset()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from edge.errors import UsageError
 from edge.ledger import file_key
 from edge.sources.folder import WatchedFolder
+from edge.sources.folder_events import follow
 
 SETTLE = 0.05
 
@@ -162,3 +164,21 @@ def test_asking_who_writes_never_ends_the_process(tmp_path: Path) -> None:
     finally:
         writer.kill()
         writer.wait()
+
+
+def test_a_file_that_was_renamed_into_place_need_not_settle(watch: Callable[[], WatchedFolder]) -> None:
+    """inotify tells of the rename, and so a file that was written under another name is taken at the next look."""
+    folder, woken = watch(), threading.Event()
+    stop = follow([folder], woken.set)
+    try:
+        part = folder.folder / "a.part"
+        part.write_bytes(b"a")
+        assert woken.wait(30)  # it was closed
+        assert names(folder) == []
+        woken.clear()
+        part.rename(folder.folder / "a.png")
+        assert woken.wait(30)
+        assert names(folder) == ["a.png"]
+        assert settled_names(folder) == []
+    finally:
+        stop()

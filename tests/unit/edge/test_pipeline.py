@@ -91,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     paths = []
     for number in range(13):
         coarse = rng.integers(0, 256, (9, 11), dtype=np.uint8)
-        image = cv2.resize(coarse, (37 + 29 * number, 411 - 23 * number), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(coarse, (45 + 29 * number, 67 + 23 * number), interpolation=cv2.INTER_CUBIC)
         paths.append(folder / f"{number}.png")
         paths[-1].write_bytes(cv2.imencode(".png", image)[1].tobytes())
     return paths

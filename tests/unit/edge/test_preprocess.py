@@ -100,8 +100,8 @@ def test_an_8_bit_png_of_the_radiograph_is_the_same_image(tmp_path):
 
 def test_the_name_does_not_matter(tmp_path):
     wrong = tmp_path / "image.png"
-    wrong.write_bytes((REAL / "RG3_UNCR.dcm").read_bytes())
-    assert decode(wrong, PREPROCESS).shape == (1760, 1760)
+    wrong.write_bytes((REAL / "RG1_UNCR.dcm").read_bytes())
+    assert decode(wrong, PREPROCESS).shape == (1955, 1841)
 
 
 @pytest.mark.parametrize(

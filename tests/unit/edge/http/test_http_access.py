@@ -55,6 +55,18 @@ def test_a_body_without_a_token_is_not_read(serve: Serve, service: FakeService, 
     assert not service.received
 
 
+def test_the_log_names_the_client_and_never_its_token(
+    serve: Serve, tokens: tuple[Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        headers = {"Authorization": f"Bearer {tokens[1]}"}
+        for _ in range(2):
+            assert serve(tokens=tokens[0]).post("/v1/images", content=b"x", headers=headers).status_code == 202
+    lines = [record.getMessage() for record in caplog.records if "received" in record.getMessage()]
+    assert [line.partition(") from ")[2] for line in lines] == ["desk", "desk: known already, not run twice"]
+    assert tokens[1] not in caplog.text
+
+
 def test_tokens_are_stored_hashed_and_unlike(tmp_path: Path) -> None:
     made = [new_token(f"n{i}") for i in range(20)]
     assert len({token for token, _ in made}) == 20
@@ -62,9 +74,9 @@ def test_tokens_are_stored_hashed_and_unlike(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text("\n".join(line for _, line in made))
     loaded = Tokens.load(path)
-    assert all(loaded.accept(token) for token, _ in made)
-    assert not any(loaded.accept(line.split(":")[1]) for _, line in made)
-    assert not loaded.accept("") and not loaded.accept("\udcff")
+    assert [loaded.client(token) for token, _ in made] == [f"n{i}" for i in range(20)]
+    assert not any(loaded.client(line.split(":")[1]) for _, line in made)
+    assert loaded.client("") is loaded.client("\udcff") is None
 
 
 @pytest.mark.parametrize(

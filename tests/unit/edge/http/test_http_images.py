@@ -137,7 +137,7 @@ def test_requests_are_counted_by_route_and_never_by_path(serve: Serve) -> None:
         tuple(sample.labels[name] for name in ("route", "method", "status")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name == "edge_http_requests_total"
+        if sample.name == "edge_infer_http_requests_total"
     }
     assert counts["/v1/images/{id}", "GET", "404"] == 1
     assert counts["none", "GET", "404"] == 1
