@@ -47,7 +47,8 @@ function captions(study, finding) {
     + (found.positive ? "positive" : "not positive");
   return {
     alternative: `The radiograph of ${time} with the heat map of ${sentence}`,
-    caption: `${sentence}. The map shows what speaks for it, scaled to its own maximum: its colours say where, not how much.`,
+    caption: `${sentence}. The map shows what speaks for it, scaled to its own maximum: its colours say where, `
+      + "not how much.",
   };
 }
 

@@ -1,7 +1,7 @@
 // The last studies: the list, newest first, and the one that is looked at.
 
 import { byId, element, empty, refresh } from "./dom.js";
-import { clock, figure, findingName, probability, words } from "./words.js";
+import { clock, figure, findingName, probability } from "./words.js";
 import { clearPicture, showPicture } from "./picture.js";
 
 const STATES = { received: "waiting", running: "running", refused: "refused" };
@@ -42,7 +42,8 @@ function summary(study) {
 /** What is said of a study to those who hear the page. */
 export function spoken(study) {
   if (study.state === "refused") return `refused: ${study.reason}`;
-  const found = positives(study).slice(0, TOP).map(([label, one]) => `${findingName(label)} ${probability(one.probability)}`);
+  const found = positives(study).slice(0, TOP)
+    .map(([label, one]) => `${findingName(label)} ${probability(one.probability)}`);
   return found.length ? `positive: ${found.join(", ")}` : "no finding positive";
 }
 
@@ -88,7 +89,7 @@ function choose(study) {
   refresh(byId("detail"), [study, marks], () => [
     element("h3", {}, `Study of ${clock(when(study))}`),
     element("p", { class: "meta" }, about(study)),
-    ...guard(study),
+    guard(study),
     study.state === "refused" ? element("p", { class: "reason" }, study.reason) : null,
     study.findings ? findingList(study, marks) : null]);
   showPicture(study, mapped(study), kept);
@@ -102,8 +103,15 @@ function about(study) {
   return parts.filter(Boolean).join(" · ");
 }
 
+/** What the guard said of an image that it let pass; why it refused one is the study's reason. */
 function guard(study) {
-  return study.guard ? [element("p", { class: "reason" }, `Guard: ${words(study.guard)}`)] : [];
+  const verdict = study.guard;
+  if (!verdict || verdict.refused) return null;
+  if (verdict.off) {
+    return element("p", { class: "reason" }, "The guard was off: this may be no chest radiograph at all.");
+  }
+  const limit = verdict.threshold === null ? "no limit is set" : `at most ${figure(verdict.threshold)} is let pass`;
+  return element("p", { class: "meta" }, `Guard: ${figure(verdict.score)} from the calibration images, ${limit}`);
 }
 
 function findingList(study, marks) {

@@ -40,18 +40,6 @@ export function duration(seconds) {
   return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
 }
 
-/** Any value of a result in words: objects as "name: value". */
-export function words(value) {
-  if (value === null || value === undefined) return DASH;
-  if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number") return figure(value);
-  if (Array.isArray(value)) return value.map(words).join(", ") || "none";
-  if (typeof value === "object") {
-    return Object.entries(value).map(([name, inner]) => `${name.replaceAll("_", " ")}: ${words(inner)}`).join("; ");
-  }
-  return String(value);
-}
-
 /** The nearest-rank percentile, as in the latency report; null where too few values support it. */
 export function percentile(values, percent) {
   if (values.length === 0 || values.length < 100 / (100 - percent)) return null;

@@ -144,9 +144,28 @@ def test_a_network_without_maps_shows_the_image(
     assert seen.complaints == []
 
 
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (
+            {"score": 4.256, "threshold": 7.1, "refused": False, "off": False},
+            "4.26 from the calibration images, at most 7.10",
+        ),
+        ({"score": 4.256, "threshold": None, "refused": False, "off": False}, "no limit is set"),
+        ({"score": None, "threshold": None, "refused": False, "off": True}, "The guard was off"),
+    ],
+    ids=["passed", "unlimited", "off"],
+)
+def test_what_the_guard_found_is_told(
+    service: PageService, address: str, visit: Callable[..., Seen], verdict: dict[str, object], words: str
+) -> None:
+    service.finish(guard=verdict)
+    expect(visit(address).page.locator("#detail")).to_contain_text(words)
+
+
 def test_what_the_daemon_says_is_never_markup(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    service.finish(reason=hostile, source=hostile, guard={hostile: hostile})
+    service.finish(reason=hostile, source=hostile)
     seen = visit(address)
     expect(seen.page.locator("#detail")).to_contain_text(hostile)
     assert seen.page.locator("main img").count() == 1
