@@ -11,11 +11,12 @@ comma  := ,
 EXTRAS := build,serve,train,test,$(if $(JETSON),jetson,rtx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint stand-ins plugin clean
+.PHONY: help setup demo test soak lint stand-ins plugin clean
 
 help:
 	@echo "make demo   set up, build an INT8 bundle, stream images through edge-infer, write a latency report"
 	@echo "make test   set up, run the linters and all tests"
+	@echo "make soak   set up, run what the daemon must stand: kills, a full disk, overload, damage, a long load; about an hour"
 	@echo "make lint   set up, run the linters only"
 	@echo "make plugin build the CUDA plugin for TensorRT (needs nvcc, cmake and TensorRT's headers)"
 	@echo "make clean  remove .venv, .cache, build, edge/lib and out"
@@ -43,6 +44,11 @@ test: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint stand-ins
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 	@echo "make test: linters, type check and all tests passed"
+
+soak: setup
+	@test -f out/soak/bundle/manifest.json || $(BIN)/python build_engine/make.py --int8 --output out/soak/bundle
+	$(BIN)/python -m benchmarks.soak out/soak/bundle
+	@echo "make soak: the daemon stood all of it"
 
 lint: setup
 	$(BIN)/ruff check .

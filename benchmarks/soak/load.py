@@ -74,7 +74,6 @@ class Watch:
 
     rss_mb: list[float] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
-    waiting: list[int] = field(default_factory=list)
 
 
 @contextmanager

@@ -118,19 +118,23 @@ def _by_dicom(number: int, places: Places) -> bool:
     entity.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
     entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = 30
     association: Any = entity.associate("127.0.0.1", places.dicom_port, ae_title=AET)
-    if not association.is_established:
-        return False
     dataset = radiograph(number)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     try:
-        status = association.send_c_store(dataset)
-        return getattr(status, "Status", None) == 0
+        if not association.is_established:
+            return False
+        stored = getattr(association.send_c_store(dataset), "Status", None) == 0
+        association.release()
+        return stored
     except (RuntimeError, ValueError):  # the association ended meanwhile
         return False
     finally:
-        if association.is_established:
-            association.release()
+        association.kill()
+        association.join()
+        transport = association.dul.socket
+        if transport is not None and transport.socket is not None:
+            transport.socket.close()  # pynetdicom leaves that of a peer that vanished to the garbage collector
 
 
 _ACROSS = {"http": _by_http, "stow": _by_stow, "dicom": _by_dicom}
