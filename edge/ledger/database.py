@@ -105,6 +105,12 @@ class Database:
             yield self._connection
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other thread out, from a transaction to what must follow it."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def transaction(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """A write transaction. A `durable` one is on the disk when the block ends; no other is lost by a mere kill."""
         with self._lock, self._translated_errors():

@@ -137,35 +137,38 @@ class Ledger:
         Raises `MachineError` if the run is not under way: a result is recorded once. Raises `StorageFullError`.
         """
         sinks = tuple(sinks)
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "UPDATE runs SET state = ?, result = ?, bytes = iif(?, bytes, 0) WHERE id = ? AND state = 'running' "
-                "RETURNING sha256",
-                (result["status"], json.dumps(result), bool(sinks), result["id"]),
-            ).fetchone()
-            if row is None:
-                raise MachineError(f"{self.path}: run {result['id']} is not under way: was the ledger edited?")
-            if picture is not None and (self._keep_pictures or (self._lend_pictures and sinks)):
-                connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (result["id"], *_packed(picture)))
-            cursor = _report(connection, result["id"], sinks)
+        with self._database.alone():
+            with self._database.transaction() as connection:
+                row = connection.execute(
+                    "UPDATE runs SET state = ?, result = ?, bytes = iif(?, bytes, 0) "
+                    "WHERE id = ? AND state = 'running' RETURNING sha256",
+                    (result["status"], json.dumps(result), bool(sinks), result["id"]),
+                ).fetchone()
+                if row is None:
+                    raise MachineError(f"{self.path}: run {result['id']} is not under way: was the ledger edited?")
+                if picture is not None and (self._keep_pictures or (self._lend_pictures and sinks)):
+                    connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (result["id"], *_packed(picture)))
+                cursor = _report(connection, result["id"], sinks)
             if not sinks:
-                # Within the transaction: the same content may be handed over again as soon as it ends.
+                # After the transaction: a kill between the two must leave a file too many, never one too few. Alone:
+                # the same content may be handed over again as soon as it ends.
                 self.spool.remove(row[0])
         return cursor
 
     def delivered(self, run: str, sink: str, state: str = "delivered") -> None:
         """Record that `sink` has a result, or that it is given up; the last one lets go of the image's content."""
-        with self._database.transaction() as connection:
-            self.outbox.settle(connection, run, sink, state)
-            row = connection.execute(
-                "UPDATE runs SET bytes = 0 WHERE id = ?1 AND state IN ('done', 'refused') AND NOT EXISTS "
-                "(SELECT 1 FROM outbox WHERE run = ?1 AND state = 'pending') RETURNING sha256",
-                (run,),
-            ).fetchone()
-            if row is not None and not self._keep_pictures:
-                connection.execute("DELETE FROM pictures WHERE run = ?", (run,))
+        with self._database.alone():
+            with self._database.transaction() as connection:
+                self.outbox.settle(connection, run, sink, state)
+                row = connection.execute(
+                    "UPDATE runs SET bytes = 0 WHERE id = ?1 AND state IN ('done', 'refused') AND NOT EXISTS "
+                    "(SELECT 1 FROM outbox WHERE run = ?1 AND state = 'pending') RETURNING sha256",
+                    (run,),
+                ).fetchone()
+                if row is not None and not self._keep_pictures:
+                    connection.execute("DELETE FROM pictures WHERE run = ?", (run,))
             if row is not None and row[0] is not None:
-                self.spool.remove(row[0])
+                self.spool.remove(row[0])  # after the transaction, and alone, as in `finish`
 
     def counts(self) -> dict[str, int]:
         """Number of runs in each state that has any."""

@@ -380,3 +380,27 @@ def test_space_for_results_is_kept_free(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with Ledger(tmp_path, reserve=2 * free) as ledger, pytest.raises(StorageFullError, match="are kept for results"):
         receive(ledger, "a")
+
+
+@pytest.mark.parametrize("sinks", [(), ("pacs",)])
+def test_a_kill_amid_the_end_of_a_run_leaves_its_result_or_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sinks: tuple[str, ...]
+) -> None:
+    """The process ends just as the content is removed: what was committed by then must not need it any more."""
+
+    def killed(sha256: str) -> None:
+        state = tmp_path / "at the kill"
+        shutil.copytree(tmp_path / "state", state)
+        raise KeyboardInterrupt
+
+    with Ledger(tmp_path / "state") as ledger:
+        id, _ = receive(ledger, "a")
+        ledger.take()
+        monkeypatch.setattr(ledger.spool, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.finish(result(id), sinks=sinks)
+            ledger.delivered(id, "pacs")
+    with Ledger(tmp_path / "at the kill") as ledger:
+        assert ledger.counts() == {"done": 1}
+        assert not any("pending" in counts for counts in ledger.outbox.counts().values())
+        assert list(ledger.spool.folder.iterdir()) == []  # what was one too many is gone
