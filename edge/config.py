@@ -27,6 +27,7 @@ from edge.sinks.mqtt_config import MqttConfig
 from edge.sinks.pacs_config import PacsConfig
 from edge.sources.dicom_config import DicomConfig
 from edge.sources.http.config import HttpConfig
+from edge.sources.video_config import VideoConfig
 
 PREFIX = "EDGE_INFER_"
 
@@ -115,6 +116,7 @@ class Config(BaseSettings):
     memory: MemoryConfig = MemoryConfig()
     http: HttpConfig | None = None
     dicom: DicomConfig | None = None
+    video: tuple[VideoConfig, ...] = ()
     jsonl: JsonlConfig | None = None
     pacs: PacsConfig | None = None
     mqtt: MqttConfig | None = None

@@ -394,6 +394,7 @@ class Server:
     def _all_is_done(self, folders: list[WatchedFolder]) -> bool:
         return (
             not any(folder.waiting for folder in folders)
+            and not any(source.running() for source in self._sources)
             and self._runner.under_way() == 0
             and self._ledger.waiting()[0] == 0
         )

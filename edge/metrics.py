@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from edge.telemetry import gpu_mhz, rails_w, temperatures_c, throttle_events
@@ -90,6 +90,23 @@ class _Live(Collector):
         ):
             if value is not None:
                 yield _gauge(name, text, {"": value})
+
+
+class FrameCollector(Collector):
+    """What became of the frames of one video source, as its `edge.sources.video.FrameCounts` counts them."""
+
+    def __init__(self, source: str, frames: Any) -> None:
+        self._source = source
+        self._frames = frames
+
+    def describe(self) -> list[Metric]:
+        return []  # each source adds its own
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily("edge_infer_video_frames", "Frames of a video", labels=["source", "what"])
+        for what in ("seen", "taken", "dropped"):
+            family.add_metric([self._source, what], getattr(self._frames, what))
+        yield family
 
 
 def _each(sinks: Mapping[str, Any], key: str) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Outcome:
     pixels: NDArray[np.uint8] | None
     """(S, S) uint8, what the network saw; None if refused."""
     logits: NDArray[np.float32] | None
-    """(L,) float32, what it said; None if refused."""
+    """(L,) float32, what it said, also of an image that the guard refused then; None if it was not run."""
 
 
 @dataclass
@@ -282,7 +282,7 @@ class Pipeline:
                     if job.reason is None:
                         found = findings(self._bundle.labels, self._bundle.thresholds, job.logits)
                     else:
-                        job.pixels = job.cam = job.logits = None
+                        job.pixels = job.cam = None
             result = image_result(
                 id=job.item.id,
                 source=job.item.source,

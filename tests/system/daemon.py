@@ -46,7 +46,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
-        command = [EDGE_INFER, "serve", "--config", self.config]
+        command: list[str | Path] = [EDGE_INFER, "serve", "--config", self.config]
         already = len(self.log) if (self.place / "log").exists() else 0
         with (self.place / "log").open("a") as log:
             self._process = subprocess.Popen(command, stderr=log, text=True, env=self._environment)
@@ -64,7 +64,7 @@ class Daemon:
         return self.process.wait(60)
 
     def reload(self) -> subprocess.CompletedProcess[str]:
-        command = [EDGE_INFER, "reload", "--state", self.state]
+        command: list[str | Path] = [EDGE_INFER, "reload", "--state", self.state]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     def results(self) -> list[dict[str, Any]]:
