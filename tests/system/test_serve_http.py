@@ -107,7 +107,8 @@ def test_what_was_promised_survives_a_kill(tiny_bundle_directory: Path, tmp_path
     assert [answer.status_code for answer in answers] == [202] * 20
     with serving(tiny_bundle_directory, tmp_path / "daemon") as second:
         for answer in answers:
-            assert finished(second.url, answer.headers["Location"])["status"] == "done"
+            result = finished(second.url, answer.headers["Location"])
+            assert result["status"] == "done", result["reason"]
         again = httpx.post(f"{second.url}/v1/images", content=contents[0]).json()
         assert again == {**answers[0].json(), "new": False}
 

@@ -42,6 +42,8 @@ DESCRIPTIONS: Mapping[int, str] = {
 ALWAYS = (403, 421, 429)
 """What any request may get, before it is looked at."""
 
+RETRY_AFTER: Mapping[str, Any] = {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
+
 
 class Refusal(Exception):  # noqa: N818 -- an answer, no error of ours
     """The request is answered with `status` and `text`."""
@@ -55,7 +57,14 @@ class Refusal(Exception):  # noqa: N818 -- an answer, no error of ours
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The entries of an OpenAPI operation for these statuses, and for those that any request may get."""
-    return {status: {"model": Error, "description": DESCRIPTIONS[status]} for status in sorted({*statuses, *ALWAYS})}
+    return {
+        status: {
+            "model": Error,
+            "description": DESCRIPTIONS[status],
+            **({"headers": {"Retry-After": RETRY_AFTER}} if status in (429, 503) else {}),
+        }
+        for status in sorted({*statuses, *ALWAYS})
+    }
 
 
 def json_answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

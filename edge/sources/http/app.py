@@ -29,13 +29,14 @@ class Door:
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens
 
-    async def __call__(
+    async def let_in(
         self,
         request: Request,
         credentials: Annotated[
             HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False, scheme_name="token"))
         ],
     ) -> None:
+        """The dependency of every route behind the door. Raises `Refusal` (401)."""
         client = self.tokens.client(credentials.credentials) if credentials else None
         if client is None:
             came = "no bearer token" if credentials is None else "a token that is not known"
@@ -57,7 +58,7 @@ def build_app(context: Context, registry: CollectorRegistry, door: Door | None) 
     answers.install(app)
     for router in (kserve.health_router(context), static_routes()):
         app.include_router(router)
-    authorised: Sequence[Any] = [Depends(door)] if door else []
+    authorised: Sequence[Any] = [Depends(door.let_in)] if door else []
     responses = documented(401) if door else documented()
     interfaces = (images.router(context), stow.router(context), kserve.router(context), data_routes(context.service))
     for router in (*interfaces, _metrics(registry)):

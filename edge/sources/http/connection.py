@@ -59,6 +59,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self.transport.close()  # also after a reset, where uvicorn leaves it to the garbage collector
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP. Also called amid a request whose body turns out malformed, perhaps answered."""

@@ -22,6 +22,7 @@ CURSOR_LIMIT = 2**63
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+_LOCATION = {"Location": {"description": "of the image's state", "required": True, "schema": {"type": "string"}}}
 _IMAGE_BODY = {
     "requestBody": {
         "description": "One image file. Any content type is taken but multipart: the file itself says what it is.",
@@ -58,7 +59,7 @@ def router(context: Context) -> APIRouter:
         "/images",
         status_code=202,
         summary="Hand in one image",
-        responses={202: {"model": Received}, **documented(408, 413, 415, 422, 503, 507)},
+        responses={202: {"model": Received, "headers": _LOCATION}, **documented(408, 413, 415, 422, 503, 507)},
         openapi_extra=_IMAGE_BODY,
     )
     async def send(

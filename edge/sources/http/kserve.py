@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -128,21 +128,30 @@ def router(context: Context) -> APIRouter:
         "/models/{name}/infer",
         summary="Run ready images",
         responses={
-            200: {"model": InferenceAnswer, "content": {"application/octet-stream": _BINARY}},
+            200: {
+                "model": InferenceAnswer,
+                "content": {"application/octet-stream": _BINARY},
+                "headers": {tensors.HEADER_LENGTH: {"schema": {"type": "integer"}}},
+            },
             400: {"model": Error, "description": "The request does not fit the protocol or the network."},
             **documented(404, 408, 413, 415, 422, 503),
         },
         openapi_extra=_INFER_BODY,
     )
-    async def infer(name: str, request: Request) -> Response:
+    async def infer(
+        name: str,
+        request: Request,
+        header_length: Annotated[
+            str | None,
+            Header(alias=tensors.HEADER_LENGTH, description="bytes of the JSON, if binary tensors follow it"),
+        ] = None,
+    ) -> Response:
         """The input `image` is UINT8 [N, 1, S, S]; nothing is kept of it."""
         bundle = named(service.bundle, name)
         require_ready(context)
         limit = tensors.body_limit(bundle.batch, bundle.input_size)
         async with whole_body(request, context.memory, limit, context.config.body_seconds) as body:
-            return await context.infer_threads.run(
-                _infer, context, bundle, body, request.headers.get(tensors.HEADER_LENGTH)
-            )
+            return await context.infer_threads.run(_infer, context, bundle, body, header_length)
 
     return routes
 

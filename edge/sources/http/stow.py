@@ -14,7 +14,7 @@ from starlette.responses import Response
 from edge.dicom.reader import is_dicom, read_file
 from edge.errors import InputRefusedError
 from edge.service import BusyError, Service, StorageFullError
-from edge.sources.http.answers import Refusal, documented, retry_after
+from edge.sources.http.answers import RETRY_AFTER, Refusal, documented, retry_after
 from edge.sources.http.bodies import check_encoding, pieces
 from edge.sources.http.context import MB, Context, client_of, log_received
 from edge.sources.http.multipart import Fault, Part, PartReader, boundary_of
@@ -45,6 +45,9 @@ _BODY = {
         },
     }
 }
+
+
+_RETRY = {"headers": {"Retry-After": RETRY_AFTER}}
 
 
 @dataclass
@@ -89,7 +92,7 @@ def router(context: Context) -> APIRouter:
         202: {"description": "Some instances were taken; the answer says which were not, and why.", **answer},
         **documented(400, 406, 408, 413, 415),
         409: {"description": "No instance was taken; the answer says why.", **answer},
-        503: {"description": "The daemon is out of resources: send them again after Retry-After.", **answer},
+        503: {"description": "The daemon is out of resources: send them again after Retry-After.", **answer, **_RETRY},
     }
 
     @routes.post(
