@@ -72,12 +72,11 @@ def data_routes(service: Service) -> APIRouter:
 
     def png(id: str, finding: str | None) -> Response:
         run = service.image(id) if _ID.fullmatch(id) else None  # asked each time: no picture outlives its run
-        if run is None or run["state"] != "done":
-            raise HTTPException(404, "there is no finished image of this id")
-        try:
-            return Response(draw(id, finding), media_type="image/png", headers=NOT_STORED)
-        except LookupError as error:  # an exception is not kept among what was drawn
-            raise HTTPException(404, error.args[0]) from None
+        if run is None:
+            raise HTTPException(404, "no image has this id, or no longer")
+        if run["state"] != "done":
+            raise HTTPException(409, f"the image is {run['state']}, expected done: a picture comes with the result")
+        return Response(draw(id, finding), media_type="image/png", headers=NOT_STORED)
 
     @router.get("/v1/page", include_in_schema=False)
     def state() -> Response:
@@ -124,22 +123,23 @@ def _json(content: dict[str, Any]) -> Response:
 _ID = re.compile("[0-9a-f]{32}")
 _PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-    404: {"description": "There is no such image or finding, or no picture of it is kept."},
-    422: {"description": "The finding is missing."},
+    404: {"description": "No image has this id."},
+    409: {"description": "There is no such picture: the image is not done, or pictures or maps are not kept."},
+    422: {"description": "The finding is missing, or none of the image's."},
 }
 
 
 def _drawn(service: Service, id: str, finding: str | None) -> bytes:
-    """The PNG file of one image, with the map of `finding` if one is named. Raises `LookupError` if there is none."""
+    """The PNG file of one done image, with the map of `finding` if one is named. Raises `HTTPException`."""
     found = service.picture(id)
     if found is None:
-        raise LookupError("no picture of this image is kept")
+        raise HTTPException(409, "no picture of this image is kept: set `pictures` in [retention]")
     pixels = found.pixels
     if finding is not None:
         if found.cam is None:
-            raise LookupError("the network has no class activation maps")
+            raise HTTPException(409, "the network that ran this image has no class activation maps")
         if finding not in found.labels:
-            raise LookupError(f"the bundle has no such finding, expected one of {', '.join(found.labels)}")
+            raise HTTPException(422, f"finding: there is no such one, expected one of {', '.join(found.labels)}")
         pixels = overlay(found.pixels, found.cam[found.labels.index(finding)])
     return bytes(cv2.imencode(".png", pixels)[1])
 

@@ -2,6 +2,7 @@
 
 const TOKEN = "edge-infer-token";
 const PATIENCE_MS = 8000;
+const NO_PICTURE = [404, 409, 422]; // none of this image, or not of this finding
 
 /** The daemon wants a token, or another one. */
 export class TokenError extends Error {}
@@ -41,7 +42,7 @@ export async function getJson(path) {
 /** The picture behind `path` as a blob; null if the daemon has none. Throws as getJson. */
 export async function getPicture(path) {
   const response = await get(path);
-  if (response.status === 404) return null;
+  if (NO_PICTURE.includes(response.status)) return null;
   if (!response.ok) throw new DaemonError(`it answers with status ${response.status}`);
   return response.blob();
 }

@@ -56,7 +56,7 @@ function show(answer) {
   byId("live").classList.remove("stale");
   byId("forget").hidden = !token.get();
   showOverview(page);
-  showStudies(page.studies, page.bundle);
+  showStudies(page.studies, page.bundle, page.status.pictures);
   showLatency(byId("plot"), byId("latency-table"), page.status.latency_ms);
   announce([...stateNews(describeState(page.status)[0]), ...studyNews(page.studies)]);
 }

@@ -5,6 +5,7 @@ import { clock, count, duration, figure, percentile, plural } from "./words.js";
 
 const FILLED = ["about", "notice", "gate", "tiles", "sinks", "machine", "version"];
 const FOR_RESEARCH = "Research use only, not for diagnosis.";
+const GATE_FAILED = "This bundle failed its accuracy gate: it is further from float32 than was allowed.";
 const GATE = { pass: "gate passed", fail: "gate failed" };
 
 /** What the daemon is doing: a state for the colour, and one sentence. */
@@ -25,7 +26,7 @@ const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}`;
 
 function noticeOf(notice) {
   if (!notice) return FOR_RESEARCH;
-  return /research use only/i.test(notice) ? `${sentence(notice)}. Not for diagnosis.` : `${sentence(notice)}. ${FOR_RESEARCH}`;
+  return `${sentence(notice)}. ${/research use only/i.test(notice) ? "Not for diagnosis." : FOR_RESEARCH}`;
 }
 
 function aboutLine(bundle, status) {
@@ -64,7 +65,7 @@ function hottest(temperatures) {
 
 function sinkTable(sinks) {
   const names = Object.keys(sinks).sort();
-  if (!names.length) return element("p", { class: "muted" }, "Results go into the ledger; no other sink is configured.");
+  if (!names.length) return element("p", { class: "muted" }, "Results go into the ledger; there is no other sink.");
   const rows = names.map((name) => {
     const sink = sinks[name];
     return [sinkName(name, sink), count(sink.pending), count(sink.delivered), count(sink.failed)];
@@ -77,7 +78,8 @@ function sinkTable(sinks) {
 }
 
 function sinkName(name, sink) {
-  const [kind, state] = sink.error ? ["refused", "trying again"] : ["delivered", sink.pending ? "delivering" : "up to date"];
+  const well = sink.pending ? "delivering" : "up to date";
+  const [kind, state] = sink.error ? ["refused", "trying again"] : ["delivered", well];
   return element("span", { class: "sink" }, name, " ", element("span", { class: `badge ${kind}` }, state));
 }
 
@@ -108,7 +110,7 @@ export function showOverview({ version, bundle, status }) {
   refresh(byId("about"), [bundle, status.backend, duration(status.uptime_seconds)], () => aboutLine(bundle, status));
   refresh(byId("notice"), bundle.notice, () => noticeOf(bundle.notice));
   byId("gate").hidden = bundle.gate !== "fail";
-  refresh(byId("gate"), bundle.gate, () => "This bundle failed its accuracy gate: it is further from float32 than was allowed.");
+  refresh(byId("gate"), bundle.gate, () => GATE_FAILED);
   refresh(byId("tiles"), [status.queue, status.counts, status.latency_ms, status.sinks, status.temperatures,
     status.memory_mb], () => tiles(status));
   refresh(byId("sinks"), status.sinks, () => sinkTable(status.sinks));

@@ -47,17 +47,22 @@ function captions(study, finding) {
     + (found.positive ? "positive" : "not positive");
   return {
     alternative: `The radiograph of ${time} with the heat map of ${sentence}`,
-    caption: `${sentence}. The map shows what speaks for it, scaled to its own maximum: its colours say where, not how much.`,
+    caption: `${sentence}. The map shows what speaks for it, scaled to its own maximum: its colours say where, `
+      + "not how much.",
   };
 }
 
-/** Shows the picture of `study`, with the map of `finding` if maps are switched on and there is one. */
-export async function showPicture(study, finding) {
-  const done = study.state === "done";
-  byId("map-bar").hidden = !done;
-  if (!done) {
+const WHY_NONE = {
+  refused: "Refused: there is no picture.",
+  done: "This daemon keeps no pictures: see pictures in [retention] of its settings.",
+};
+
+/** Shows the picture of `study`, with the map of `finding` if maps are switched on; none unless pictures are `kept`. */
+export async function showPicture(study, finding, kept) {
+  byId("map-bar").hidden = !(study.state === "done" && kept && finding);
+  if (study.state !== "done" || !kept) {
     wanted = null;
-    showNone(study.state === "refused" ? "Refused: there is no picture." : "Not run yet.");
+    showNone(WHY_NONE[study.state] ?? "Not run yet.");
     return;
   }
   const mapped = byId("map").checked ? finding : null;

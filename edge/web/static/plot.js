@@ -44,7 +44,8 @@ function draw(latency, width) {
   body.push(text(LEFT, HEIGHT - 8, clock(latency[0][0] * 1000), "tick", "start"));
   if (latency.length > 1) body.push(text(width - RIGHT, HEIGHT - 8, clock(latency.at(-1)[0] * 1000), "tick", "end"));
   return svgElement("svg",
-    { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", "aria-labelledby": "plot-title plot-text" },
+    { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img",
+      "aria-labelledby": "plot-title plot-text" },
     svgElement("title", { id: "plot-title" }, `Latency of the last ${latency.length} images`),
     svgElement("desc", { id: "plot-text" },
       "One dot an image for the total and for the inference, in milliseconds on a logarithmic axis. "

@@ -1,7 +1,7 @@
 // The last studies: the list, newest first, and the one that is looked at.
 
 import { byId, element, empty, refresh } from "./dom.js";
-import { clock, figure, findingName, probability, words } from "./words.js";
+import { clock, figure, findingName, probability } from "./words.js";
 import { clearPicture, showPicture } from "./picture.js";
 
 const STATES = { received: "waiting", running: "running", refused: "refused" };
@@ -10,7 +10,8 @@ const ORIGINS = { dicom: "DICOM", folder: "folder", http: "HTTP", video: "video"
 
 const rows = new Map(); // of the list, by the study's id
 let studies = [];
-let thresholds = { sha256: null, of: {} };
+let served = { thresholds: {} }; // the bundle that new images are run with
+let kept = false; // whether the daemon keeps pictures
 let chosen = null; // the study that is looked at; it stays when the list has moved on
 let finding = null; // whose map is shown
 
@@ -41,7 +42,8 @@ function summary(study) {
 /** What is said of a study to those who hear the page. */
 export function spoken(study) {
   if (study.state === "refused") return `refused: ${study.reason}`;
-  const found = positives(study).slice(0, TOP).map(([label, one]) => `${findingName(label)} ${probability(one.probability)}`);
+  const found = positives(study).slice(0, TOP)
+    .map(([label, one]) => `${findingName(label)} ${probability(one.probability)}`);
   return found.length ? `positive: ${found.join(", ")}` : "no finding positive";
 }
 
@@ -69,9 +71,9 @@ function showList(fresh) {
       element("span", { class: "what" }, ...summary(study))]);
     if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
   });
-  const kept = new Set(fresh.map((study) => study.id));
+  const listed = new Set(fresh.map((study) => study.id));
   for (const [id, { row }] of rows) {
-    if (!kept.has(id)) {
+    if (!listed.has(id)) {
       row.remove();
       rows.delete(id);
     }
@@ -83,26 +85,33 @@ function choose(study) {
   if (chosen?.id !== study.id || chosen.state !== study.state) finding = ranked(study)[0]?.[0] ?? null;
   chosen = study;
   if (rows.has(study.id)) rows.get(study.id).input.checked = true;
-  const marks = thresholds.sha256 === study.bundle ? thresholds.of : {};
+  const marks = served.sha256 === study.bundle ? served.thresholds : {};
   refresh(byId("detail"), [study, marks], () => [
     element("h3", {}, `Study of ${clock(when(study))}`),
     element("p", { class: "meta" }, about(study)),
-    ...guard(study),
+    guard(study),
     study.state === "refused" ? element("p", { class: "reason" }, study.reason) : null,
     study.findings ? findingList(study, marks) : null]);
-  showPicture(study, finding);
+  showPicture(study, mapped(study), kept);
 }
 
 function about(study) {
   const parts = [ORIGINS[study.origin] ?? study.origin, study.source, `id ${study.id.slice(0, 8)}`];
   if (study.total_ms) parts.push(`${figure(study.total_ms)} ms`);
-  if (study.bundle && study.bundle !== thresholds.sha256) parts.push(`by another bundle, ${study.bundle.slice(0, 8)}`);
+  if (study.bundle && study.bundle !== served.sha256) parts.push(`by another bundle, ${study.bundle.slice(0, 8)}`);
   if (study.gate === "fail") parts.push("by a bundle that failed its gate");
   return parts.filter(Boolean).join(" · ");
 }
 
+/** What the guard said of an image that it let pass; why it refused one is the study's reason. */
 function guard(study) {
-  return study.guard ? [element("p", { class: "reason" }, `Guard: ${words(study.guard)}`)] : [];
+  const verdict = study.guard;
+  if (!verdict || verdict.refused) return null;
+  if (verdict.off) {
+    return element("p", { class: "reason" }, "The guard was off: this may be no chest radiograph at all.");
+  }
+  const limit = verdict.threshold === null ? "no limit is set" : `at most ${figure(verdict.threshold)} is let pass`;
+  return element("p", { class: "meta" }, `Guard: ${figure(verdict.score)} from the calibration images, ${limit}`);
 }
 
 function findingList(study, marks) {
@@ -111,7 +120,7 @@ function findingList(study, marks) {
     input.addEventListener("change", () => {
       byId("follow").checked = false;
       finding = label;
-      showPicture(study, finding);
+      showPicture(study, mapped(study), kept);
     });
     const track = element("span", { class: label in marks ? "track marked" : "track", "aria-hidden": "true" });
     track.style.setProperty("--share", found.probability);
@@ -124,10 +133,12 @@ function findingList(study, marks) {
   return element("fieldset", {}, element("legend", {}, "Probability of each finding; the map shown is of"), ...items);
 }
 
-/** Shows the studies, newest first, of a daemon that serves `bundle`. */
-export function showStudies(fresh, bundle) {
-  studies = fresh;
-  thresholds = { sha256: bundle.sha256, of: bundle.thresholds };
+/** The finding whose map is asked for: none of a study by the served bundle, if that has no maps. */
+const mapped = (study) => (study.bundle === served.sha256 && !served.maps ? null : finding);
+
+/** Shows the studies, newest first, of a daemon that serves `bundle`; `pictures` says whether it keeps them. */
+export function showStudies(fresh, bundle, pictures) {
+  [studies, served, kept] = [fresh, bundle, pictures];
   byId("no-studies").hidden = fresh.length > 0;
   byId("viewer").hidden = fresh.length === 0 && !chosen;
   showList(fresh);
@@ -141,7 +152,7 @@ function showChosen() {
 
 export function startStudies() {
   byId("follow").addEventListener("change", showChosen);
-  byId("map").addEventListener("change", () => chosen && showPicture(chosen, finding));
+  byId("map").addEventListener("change", () => chosen && showPicture(chosen, mapped(chosen), kept));
 }
 
 /** Takes everything of patients off the page. */

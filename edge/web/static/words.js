@@ -17,8 +17,8 @@ export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 
 
 /** Two digits are what a probability is good for; none is rounded to certainty. */
 export function probability(value) {
-  if (value >= 0.995) return "> 0.99";
-  return value < 0.005 ? "< 0.01" : value.toFixed(2);
+  if (value >= 0.995) return ">0.99";
+  return value < 0.005 ? "<0.01" : value.toFixed(2);
 }
 
 /** A finding's label as text: the underscores are the data set's. */
@@ -38,18 +38,6 @@ export function duration(seconds) {
   if (days) return `${days} d ${hours % 24} h`;
   if (hours) return `${hours} h ${minutes % 60} min`;
   return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
-}
-
-/** Any value of a result in words: objects as "name: value". */
-export function words(value) {
-  if (value === null || value === undefined) return DASH;
-  if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number") return figure(value);
-  if (Array.isArray(value)) return value.map(words).join(", ") || "none";
-  if (typeof value === "object") {
-    return Object.entries(value).map(([name, inner]) => `${name.replaceAll("_", " ")}: ${words(inner)}`).join("; ");
-  }
-  return String(value);
 }
 
 /** The nearest-rank percentile, as in the latency report; null where too few values support it. */

@@ -1,14 +1,10 @@
-"""The page of a real `edge-infer serve`: a real image goes in, its finding and its map come out in a real browser."""
+"""The page of a real `edge-infer serve`: real images go in, their findings and maps come out in a real browser."""
 
 from __future__ import annotations
 
-import os
+import hashlib
 import re
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -17,70 +13,84 @@ import numpy as np
 import pytest
 
 from edge.bundle import load_bundle
+from tests.system.daemon import free_port, serving
 from tests.system.page.browser import Seen, shows_picture
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
-START_SECONDS = 60.0
+TOKEN = "page-" + "0123456789abcdef" * 2
 
 
-@pytest.fixture
-def daemon(tiny_bundle_directory: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a daemon that keeps pictures and writes into a file."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "edge", "serve", "--bundle", str(tiny_bundle_directory), "--http-port", str(port)]
-    command += ["--state", str(tmp_path / "state"), "--backend", "onnxruntime"]
-    settings = {"EDGE_INFER_RETENTION__PICTURES": "true", "EDGE_INFER_JSONL__PATH": str(tmp_path / "results.jsonl")}
-    process = subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        wait_for(address, process)
-        yield address
-    finally:
-        process.terminate()
-        _, log = process.communicate()
-    assert process.returncode in (0, 1), log
+def settings(bundle: Path, port: int, *more: str) -> str:
+    lines = [f'bundle = "{bundle}"', 'backend = "onnxruntime"', "[retention]", "pictures = true"]
+    return "\n".join([*lines, "[http]", f"port = {port}", *more])
 
 
-def wait_for(address: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(address, trust_env=False)
-            return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    process.kill()
-    pytest.fail(f"the daemon did not come up: {process.communicate()[1]}")
+def radiograph(seed: int) -> bytes:
+    image = np.random.default_rng(seed).integers(0, 256, (90, 80), dtype=np.uint8)
+    return cv2.imencode(".png", image)[1].tobytes()
 
 
 def test_an_image_goes_in_and_its_finding_comes_out(
-    daemon: str, visit: Callable[..., Seen], tiny_bundle_directory: Path
+    visit: Callable[..., Seen], tiny_bundle_directory: Path, tmp_path: Path
 ) -> None:
-    seen = visit(daemon)
-    page = seen.page
-    bundle = load_bundle(tiny_bundle_directory)
-    expect(page.locator("#verdict")).to_have_text("Ready, nothing waiting")
-    expect(page.locator("#about")).to_contain_text(f"{bundle.name} · fp32 on onnxruntime")
-    expect(page.locator("#passport details")).not_to_have_count(0)
-    image = np.random.default_rng(3).integers(0, 256, (90, 80), dtype=np.uint8)
-    for content in (b"no image at all", cv2.imencode(".png", image)[1].tobytes()):
-        sent = httpx.post(f"{daemon}v1/images", content=content, trust_env=False)
-        assert sent.status_code == 202, sent.text
-    expect(page.locator("#list li")).to_have_count(2)
-    expect(page.locator("#tiles")).to_contain_text("refused1")
-    expect(page.locator("#list li", has_text="expected DICOM, PNG or JPEG")).to_have_count(1)
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/"
+    results = ["[jsonl]", f'path = "{tmp_path}/results.jsonl"']
+    with serving(tmp_path, settings(tiny_bundle_directory, port, *results)) as daemon:
+        seen = visit(address)
+        page = seen.page
+        bundle = load_bundle(tiny_bundle_directory)
+        expect(page.locator("#verdict")).to_have_text("Ready, nothing waiting")
+        expect(page.locator("#about")).to_contain_text(f"{bundle.name} · fp32 on onnxruntime")
+        expect(page.locator("#passport details")).not_to_have_count(0)
+        for content in (b"no image at all", radiograph(3)):
+            assert httpx.post(f"{address}v1/images", content=content, trust_env=False).status_code == 202
+        expect(page.locator("#list li")).to_have_count(2)
+        expect(page.locator("#tiles")).to_contain_text("refused1")
+        expect(page.locator("#list li", has_text="expected DICOM, PNG or JPEG")).to_have_count(1)
 
-    done = httpx.get(f"{daemon}v1/images/{sent.json()['id']}", trust_env=False).json()["result"]
-    found = sorted(done["findings"].items(), key=lambda item: (not item[1]["positive"], -item[1]["probability"]))
-    top = found[0][0]
-    shows_picture(page)
-    words = f"heat map of {top.replace('_', ' ')}: probability "
-    expect(page.locator("#image")).to_have_attribute("alt", re.compile(re.escape(words)))
-    assert page.locator("#detail .is-positive").count() == sum(fact["positive"] for _, fact in found)
-    assert page.evaluate("document.querySelector('#image').naturalWidth") == bundle.input_size
-    expect(page.locator("#plot circle")).to_have_count(2)
-    expect(page.locator("#sinks")).to_contain_text("jsonl")
-    expect(page.locator("#sinks")).to_contain_text("up to date")
-    assert seen.complaints == []
+        (result,) = [result for result in daemon.results() if result["status"] == "done"]
+        findings = result["findings"]
+        top = max(findings, key=lambda label: (findings[label]["positive"], findings[label]["probability"]))
+        expect(page.locator("#image")).to_have_attribute("alt", re.compile(f"heat map of {top.replace('_', ' ')}:"))
+        shows_picture(page)
+        assert page.evaluate("document.querySelector('#image').naturalWidth") == bundle.input_size
+        expect(page.locator("#detail .is-positive")).to_have_count(sum(f["positive"] for f in findings.values()))
+        expect(page.locator("#plot circle")).to_have_count(2)
+        expect(page.locator("#sinks")).to_contain_text("jsonl")
+        expect(page.locator("#sinks")).to_contain_text("up to date")
+        assert seen.complaints == []
+        daemon.stop()
+        expect(page.locator("#verdict")).to_have_text("No news from the daemon")
+
+
+def test_with_tokens_the_page_shows_nothing_without_one_and_follows_a_reload(
+    visit: Callable[..., Seen], make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    port = free_port()
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"page:{hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    tokens.chmod(0o600)
+    access = f'tokens = "{tokens}"'
+    with serving(tmp_path, settings(make_bundle("first"), port, access)) as daemon:
+        page = visit(f"http://127.0.0.1:{port}/").page
+        expect(page.get_by_label("Access token")).to_be_focused()
+        assert "tiny" not in page.content()
+        page.get_by_label("Access token").fill(TOKEN)
+        page.keyboard.press("Enter")
+        expect(page.locator("#passport")).to_contain_text("tiny, made")
+        sent = httpx.post(
+            f"http://127.0.0.1:{port}/v1/images",
+            content=radiograph(4),
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            trust_env=False,
+        )
+        assert sent.status_code == 202
+        shows_picture(page)
+
+        daemon.write(settings(make_bundle("second", gate={"verdict": "pass"}), port, access))
+        assert daemon.reload().returncode == 0
+        expect(page.locator("#about")).to_contain_text("gate passed")
+        expect(page.locator("#passport")).to_contain_text("pass: ")
+        expect(page.locator("#detail .meta")).to_contain_text("by another bundle")

@@ -111,7 +111,7 @@ def test_a_study_that_is_looked_at_stays_when_others_come(
     expect(page.locator("#image")).to_have_attribute("alt", re.compile("Edema"))
 
 
-def test_without_pictures_the_page_says_so(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
+def test_a_picture_that_is_gone_is_told(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
     id = service.finish({"Mass": 0.7})
     del service.pictures[id]
     page = visit(address).page
@@ -119,9 +119,53 @@ def test_without_pictures_the_page_says_so(service: PageService, address: str, v
     expect(page.locator("#image")).to_be_hidden()
 
 
+def test_pictures_that_are_not_kept_are_not_asked_for(
+    service: PageService, address: str, visit: Callable[..., Seen]
+) -> None:
+    service.live["pictures"] = False
+    service.finish({"Mass": 0.7})
+    seen = visit(address)
+    expect(seen.page.locator("#no-image")).to_contain_text("This daemon keeps no pictures")
+    expect(seen.page.locator("#detail")).to_contain_text("Mass")
+    expect(seen.page.locator("#map-bar")).to_be_hidden()
+    assert not [url for url in seen.requests if url.endswith(".png")]
+    assert seen.complaints == []
+
+
+def test_a_network_without_maps_shows_the_image(
+    service: PageService, address: str, visit: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(service.bundle.manifest["model"], "cam", False)
+    service.finish({"Mass": 0.7})
+    seen = visit(address)
+    shows_picture(seen.page)
+    expect(seen.page.locator("#image")).to_have_attribute("alt", re.compile(r"^The radiograph of [\d:]+$"))
+    expect(seen.page.locator("#map-bar")).to_be_hidden()
+    assert seen.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (
+            {"score": 4.256, "threshold": 7.1, "refused": False, "off": False},
+            "4.26 from the calibration images, at most 7.10",
+        ),
+        ({"score": 4.256, "threshold": None, "refused": False, "off": False}, "no limit is set"),
+        ({"score": None, "threshold": None, "refused": False, "off": True}, "The guard was off"),
+    ],
+    ids=["passed", "unlimited", "off"],
+)
+def test_what_the_guard_found_is_told(
+    service: PageService, address: str, visit: Callable[..., Seen], verdict: dict[str, object], words: str
+) -> None:
+    service.finish(guard=verdict)
+    expect(visit(address).page.locator("#detail")).to_contain_text(words)
+
+
 def test_what_the_daemon_says_is_never_markup(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    service.finish(reason=hostile, source=hostile, guard={hostile: hostile})
+    service.finish(reason=hostile, source=hostile)
     seen = visit(address)
     expect(seen.page.locator("#detail")).to_contain_text(hostile)
     assert seen.page.locator("main img").count() == 1
