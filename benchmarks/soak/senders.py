@@ -131,7 +131,8 @@ def _by_dicom(number: int, places: Places) -> bool:
         return False
     finally:
         association.kill()
-        association.join()
+        if association.is_alive():
+            association.join(10)
         transport = association.dul.socket
         if transport is not None and transport.socket is not None:
             transport.socket.close()  # pynetdicom leaves that of a peer that vanished to the garbage collector

@@ -27,7 +27,7 @@ from tests.unit.edge.dicom_writer import to_bytes, without_scope
 
 EDGE_INFER = Path(sys.executable).with_name("edge-infer")
 IMAGE = (
-    "SOPClassUID SOPInstanceUID Modality SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated "
+    "SOPClassUID Modality SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated "
     "BitsStored HighBit PixelRepresentation WindowCenter WindowWidth PixelData"
 )
 """All that is left of a DICOM that was stripped."""

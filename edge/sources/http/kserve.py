@@ -174,7 +174,7 @@ def _infer(context: Context, bundle: Bundle, body: bytes, header_length: str | N
     asked = tensors.parse(body, header_length, bundle.batch, bundle.input_size, _outputs(bundle))
     outcomes = context.service.infer(asked.images, context.config.infer_seconds)
     for number, outcome in enumerate(outcomes):
-        if outcome.logits is None:  # tensors have no place for a refusal, and the other rows must not move up
+        if outcome.result["status"] == "refused":  # tensors have no place to say so, and no row may move up
             raise Refusal(422, f"image {number} of {len(outcomes)}, counted from 0: {outcome.result['reason']}")
     facts: dict[str, Any] = {"model_name": bundle.name}
     if asked.id is not None:

@@ -71,7 +71,8 @@ class FakeService:
 
     def _outcome(self, image: NDArray[np.uint8]) -> Outcome:
         if self.refused is not None and not image.any():
-            return Outcome({"status": "refused", "reason": self.refused}, None, None, None)
+            logits = np.zeros(len(self.bundle.labels), np.float32)  # the guard refuses after the network
+            return Outcome({"status": "refused", "reason": self.refused}, None, None, logits)
         labels = len(self.bundle.labels)
         cam = np.full((labels, 2, 2), image.mean(), np.float32)
         logits = np.linspace(-8, 8, labels, dtype=np.float32) + np.float32(image.mean() / 255)
