@@ -186,7 +186,7 @@ def refusal(verdict: Mapping[str, Any] | None) -> str | None:
     if verdict is None or not verdict["refused"]:
         return None
     return (
-        f"the image is unlike those that the bundle was calibrated on: its distance is {verdict['score']:.2f}, "
+        f"the image is unlike those that the guard was fitted on: its distance is {verdict['score']:.2f}, "
         f"expected at most {verdict['threshold']:.2f}: send an upright frontal chest radiograph of the same kind"
     )
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 from pythonjsonlogger.json import JsonFormatter
 
-TEXT = "%(asctime)s %(levelname)s %(message)s"
-
 
 def set_up_logs(format: str, level: str) -> None:
-    """Log to standard error as `format` (text or json) from `level` on."""
-    handler = logging.StreamHandler(sys.stderr)
-    if format == "json":
+    """Log as `format` (text or json) from `level` on, to where the command line has set up its log."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    if format == "text":
+        return
+    for handler in root.handlers:
         handler.setFormatter(
             JsonFormatter(
                 ["timestamp", "levelname", "name", "threadName", "message"],
@@ -21,6 +21,3 @@ def set_up_logs(format: str, level: str) -> None:
                 timestamp=True,
             )
         )
-    else:
-        handler.setFormatter(logging.Formatter(TEXT))
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
 from pydicom.dataset import Dataset
 
 from edge.dicom import is_dicom
@@ -16,8 +14,6 @@ from edge.sinks.pacs_config import PacsConfig
 
 if TYPE_CHECKING:
     import requests
-
-log = logging.getLogger(__name__)
 
 
 class PacsSink:
@@ -42,7 +38,7 @@ class PacsSink:
         self._sender.send(self._objects(delivery, delivery.content))
 
     def close(self) -> None:
-        """Nothing is kept open between deliveries."""
+        self._sender.close()
 
     def _objects(self, delivery: Delivery, content: bytes) -> list[Dataset]:
         from edge.sinks.dicom_capture import map_over_image  # highdicom takes a second to load
@@ -77,24 +73,15 @@ def _session(config: PacsConfig) -> requests.Session:
     import requests
 
     session = requests.Session()
+    session.trust_env = False  # an environment's CA bundle or .netrc would be preferred to the settings
+    session.max_redirects = 0  # a redirected POST would become a GET, whose success would be taken for the POST's
     if config.url is not None and config.url.startswith("https:"):
         client_tls(config.ca, config.certificate, config.key)  # says what is wrong with the files, before any is used
     session.verify = str(config.ca) if config.ca else True
     if config.certificate is not None:
         session.cert = (str(config.certificate), str(config.key))
     if config.token_file is not None:
-        session.auth = _Bearer(read_secret(config.token_file))
+        session.headers["Authorization"] = f"Bearer {read_secret(config.token_file).get_secret_value()}"
     elif config.user is not None and config.password_file is not None:
         session.auth = (config.user, read_secret(config.password_file).get_secret_value())
     return session
-
-
-class _Bearer:
-    """Sets the token itself: as a mere header of the session, a ``.netrc`` would replace it."""
-
-    def __init__(self, token: SecretStr) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
-        return request

@@ -29,6 +29,8 @@ class Sender(Protocol):
 
     def send(self, datasets: Sequence[Dataset]) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class AssociationSender:
     """C-STORE (PS3.4 annex B), one association for each call."""
@@ -81,6 +83,9 @@ class AssociationSender:
         if refused is not None:
             raise refused
 
+    def close(self) -> None:
+        """Nothing is kept open between calls."""
+
     def _why_not(self, rejected: bool) -> str:
         host, port = self._where
         if rejected:
@@ -113,6 +118,9 @@ class WebSender:
         from dicomweb_client import DICOMwebClient
 
         silence_libraries()
+        session.headers["Accept"] = "application/dicom+json"
+        session.hooks["response"].append(_bare_content_type)
+        self._session = session
         # Sent in one piece: not every server takes a chunked request.
         self._client = DICOMwebClient(url, session=session, timeout=timeout, chunk_size=1 << 30)
         self._client.set_http_retry_params(retry=False)
@@ -136,9 +144,18 @@ class WebSender:
             raise SinkError(
                 f"the DICOMweb server {self._host} gave no answer that can be read ({type(error).__name__})"
             ) from None
-        for item in answer.get("FailedSOPSequence") or ():
+        failed = answer.get("FailedSOPSequence") or ()
+        for item in failed:
             kind = _kind_of_class(str(item.get("ReferencedSOPClassUID", "")))
             check_status(int(item.get("FailureReason", 0x0110)), kind, self._host)
+        named = {
+            item.get("ReferencedSOPInstanceUID") for item in (*failed, *(answer.get("ReferencedSOPSequence") or ()))
+        }
+        if not named >= {dataset.SOPInstanceUID for dataset in datasets}:
+            raise SinkError(f"the DICOMweb server {self._host} does not confirm what it was sent: check `url`")
+
+    def close(self) -> None:
+        self._session.close()
 
     def _check_http(self, error: requests.HTTPError) -> None:
         status = error.response.status_code if error.response is not None else 0
@@ -150,6 +167,11 @@ class WebSender:
         if 400 <= status < 500 and status not in (408, 425, 429):
             raise SinkRefusedError(f"{text}: it does not take the objects") from None
         raise SinkError(f"{text}: it is tried again") from None
+
+
+def _bare_content_type(response: requests.Response, **_: Any) -> None:
+    """dicomweb-client knows an answer's type only without parameters such as a charset."""
+    response.headers["Content-Type"] = response.headers.get("Content-Type", "").partition(";")[0].strip()
 
 
 def check_status(status: int, kind: str, where: str) -> None:

@@ -27,6 +27,7 @@ from pydicom.uid import UID
 
 from edge import __version__
 from edge.bundle import Bundle
+from edge.gate import FAIL
 from edge.sinks.dicom_study import MANUFACTURER, RESEARCH_ONLY, Study, derived_uid, finish, made_at
 
 SERIES_NUMBER = 901
@@ -102,9 +103,12 @@ def notices(result: dict[str, Any], bundle: Bundle) -> list[str]:
     """What every reader of the result must be told."""
     found = [f"For {RESEARCH_ONLY}: not for diagnosis."]
     if result["bundle"] != bundle.sha256:
-        found.append("Made by a bundle that is no longer served.")
+        failed = " that FAILED ITS ACCURACY GATE and" if result["gate"] == FAIL else " that"
+        found.append(f"Made by a bundle{failed} is no longer served.")
     elif bundle.notice:
         found.append(bundle.notice)
+    if (result["guard"] or {}).get("off"):
+        found.append("The guard was off: images that the network was not made for were answered too.")
     return found
 
 

@@ -25,7 +25,7 @@ class PacsConfig(BaseModel):
     token_file: Path | None = Field(None, description="file with the bearer token for `url`")
     user: str | None = Field(None, min_length=1, description="user name for `url`, with password_file")
     password_file: Path | None = Field(None, description="file with the user's password")
-    ca: Path | None = Field(None, description="PEM file of the CAs that may vouch for the PACS; default: the system's")
+    ca: Path | None = Field(None, description="PEM file of the PACS's CAs; default: the system's, for url certifi's")
     certificate: Path | None = Field(None, description="PEM file with our certificate, where the PACS asks for one")
     key: Path | None = Field(None, description="PEM file with the certificate's private key")
     timeout: float = Field(30, gt=0, le=3600, description="seconds to connect, and for each answer")

@@ -49,6 +49,8 @@ class DicomServer:
         self._config = config
         self._server: BoundedServer | None = None
         self._thread: threading.Thread | None = None
+        self._limit = min(config.max_megabytes * _MEGABYTE, service.max_bytes)
+        self._reading = threading.Lock()  # a deflated data set is inflated for it: one at a time
 
     @property
     def port(self) -> int:
@@ -63,11 +65,10 @@ class DicomServer:
         silence_libraries()
         context = self._tls_context()
         entity = self._entity()
-        limit = min(config.max_megabytes * _MEGABYTE, self._service.max_bytes)
         limits = Limits(
             pdu=config.max_pdu,
-            data_set=limit,
-            all_data_sets=max(limit, config.max_megabytes_together * _MEGABYTE),
+            data_set=self._limit,
+            all_data_sets=max(self._limit, config.max_megabytes_together * _MEGABYTE),
             seconds=config.network_timeout,
             connections=2 * config.max_associations,
             networks=tuple(ipaddress.ip_network(text) for text in config.addresses),
@@ -180,10 +181,13 @@ class DicomServer:
         if sop_class != event.context.abstract_syntax:
             raise _RefusedError(WRONG_CLASS, "SOP Class is not that of the context")
         content = event.encoded_dataset()
-        header = read_file(content, {_SOP_INSTANCE}, self._service.max_bytes)
-        if header.sop_class != sop_class:
+        with self._reading:
+            header = read_file(content, {_SOP_INSTANCE}, self._limit)
+            found = header.sop_class, header.data_set.text(_SOP_INSTANCE)
+            del header  # and the pixels with it
+        if found[0] != sop_class:
             raise _RefusedError(WRONG_CLASS, "Data set is of another SOP Class")
-        if header.data_set.text(_SOP_INSTANCE) != instance:
+        if found[1] != instance:
             raise _RefusedError(CANNOT_UNDERSTAND, "Data set is of another SOP Instance")
         stat = request.Priority == _HIGH_PRIORITY
         self._service.receive(content, origin="dicom", instance=instance, stat=stat)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
@@ -148,12 +148,13 @@ class _Handler(RequestHandler):
         if made is None:
             raise OSError("the connection is closed")
         association.dul.socket = bounded = _BoundedSocket(made, self.server.limits)
-        association.dul.run = functools.partial(_run_reactor, association.dul.run, bounded)  # type: ignore[method-assign]
+        for thread in (association, association.dul):
+            thread.run = functools.partial(_run_reactor, thread.run, bounded)  # type: ignore[method-assign]
         return association
 
 
 def _run_reactor(run: Callable[[], None], connection: _BoundedSocket) -> None:
-    """The reactor of one connection, which raises where the peer sends what does not fit the connection's state."""
+    """One of a connection's two threads, which raises where the peer sends what does not fit the connection's state."""
     try:
         run()
     except Exception as error:
@@ -180,7 +181,7 @@ class BoundedServer(AssociationServer):
         self.limits = limits
         super().__init__(
             *(entity, address, entity.ae_title, entity.supported_contexts, tls),
-            evt_handlers=handlers,
+            evt_handlers=[*handlers, (evt.EVT_DIMSE_RECV, self._received)],
             request_handler=_Handler,
         )
         # Where its own `shutdown` takes it from.
@@ -209,6 +210,10 @@ class BoundedServer(AssociationServer):
         else:
             return True
         return False
+
+    def _received(self, event: evt.Event) -> None:
+        """A message is complete: its data set is no longer being received."""
+        self.limits.count(id(event.assoc), 0)
 
     def end_associations(self, seconds: float) -> None:
         """End what is open; waits `seconds` for each at most."""

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
@@ -25,6 +26,8 @@ from cryptography.x509.oid import NameOID
 
 from edge.service import Receipt
 from tests.unit.edge.dicom_writer import radiograph, to_bytes
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -58,6 +61,24 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@contextmanager
+def on_a_free_port(start: Callable[[], tuple[subprocess.Popen[Any], T]], ready: Callable[[T], bool]) -> Iterator[T]:
+    """A server that `start` starts on ports it chose; anew where another program was quicker to take one."""
+    for attempt in range(4):
+        process, facts = start()
+        try:
+            while process.poll() is None and not ready(facts):
+                time.sleep(0.02)
+            if process.poll() is not None and attempt < 3:
+                continue
+            assert process.poll() is None, f"{process.args} ended with status {process.returncode}"
+            yield facts
+            return
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -20,15 +21,17 @@ from edge.bundle import Bundle
 from edge.errors import UsageError
 from edge.sinks import SinkError, SinkRefusedError
 from edge.sinks.dicom import PacsSink
+from edge.sinks.dicom_study import derived_uid
 from edge.sinks.pacs_config import PacsConfig
 from edge.sources.dicom import DicomServer
 from edge.sources.dicom_config import DicomConfig
-from tests.system.dicom_peers import Inbox, certificate, free_port, needs, wait_for, write_radiograph
+from tests.system.dicom_peers import Inbox, certificate, free_port, needs, on_a_free_port, write_radiograph
 from tests.system.dicom_results import delivery_of
 
 # pynetdicom leaves it to Python to close the socket of a connection that failed; Python warns, and closes it at once.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
+REPORT_CLASS, CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.7"
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 needs_dicomweb = pytest.mark.skipif(not DICOMWEB.exists(), reason="needs Debian's orthanc-dicomweb")
 
@@ -37,7 +40,7 @@ class Orthanc:
     """A running PACS, and what its REST API says of it."""
 
     def __init__(self, dicom_port: int, http_port: int) -> None:
-        self.dicom_port = dicom_port
+        self.dicom_port, self.http_port = dicom_port, http_port
         self.url = f"http://127.0.0.1:{http_port}"
 
     def get(self, path: str) -> Any:
@@ -54,43 +57,38 @@ class Orthanc:
 
 
 @contextmanager
-def running_orthanc(directory: Path, **options: Any) -> Iterator[Orthanc]:
-    ports = free_port(), free_port()
-    config = {
-        "StorageDirectory": str(directory / "storage"),
-        "IndexDirectory": str(directory / "storage"),
-        "DicomAet": "PACS",
-        "DicomPort": ports[0],
-        "HttpPort": ports[1],
-        "DicomCheckCalledAet": True,
-        "DicomAlwaysAllowStore": True,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"edge": "secret"},
-        "OverwriteInstances": False,
-        "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        **options,
-    }
-    path = directory / "orthanc.json"
-    path.write_text(json.dumps(config))
-    with (directory / "orthanc.log").open("w") as log:
-        process = subprocess.Popen(["Orthanc", path], stdout=log, stderr=log)
+def running_orthanc(directory: Path) -> Iterator[Orthanc]:
+    log = (directory / "orthanc.log").open("w")
+
+    def start() -> tuple[subprocess.Popen[Any], Orthanc]:
+        orthanc = Orthanc(free_port(), free_port())
+        config = {
+            "StorageDirectory": str(directory / "storage"),
+            "IndexDirectory": str(directory / "storage"),
+            "DicomAet": "PACS",
+            "DicomPort": orthanc.dicom_port,
+            "HttpPort": orthanc.http_port,
+            "DicomCheckCalledAet": True,
+            "DicomAlwaysAllowStore": True,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": True,
+            "RegisteredUsers": {"edge": "secret"},
+            "OverwriteInstances": False,
+            "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [],
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }
+        path = directory / "orthanc.json"
+        path.write_text(json.dumps(config))
+        return subprocess.Popen(["Orthanc", path], stdout=log, stderr=log), orthanc
+
+    def ready(orthanc: Orthanc) -> bool:
         try:
-            orthanc = Orthanc(*ports)
+            return bool(orthanc.get("/system"))
+        except requests.ConnectionError:
+            return False
 
-            def answers() -> bool:
-                assert process.poll() is None, (directory / "orthanc.log").read_text()
-                try:
-                    return bool(orthanc.get("/system"))
-                except requests.ConnectionError:
-                    return False
-
-            wait_for(answers, "Orthanc")
-            yield orthanc
-        finally:
-            process.terminate()
-            process.wait(30)
+    with log, on_a_free_port(start, ready) as orthanc:
+        yield orthanc
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def check_stored_once(orthanc: Orthanc, path: Path, sink: PacsSink, bundle: Bund
     sink.deliver(delivery)
     sink.close()
     stored = orthanc.instances(str(pydicom.dcmread(path).StudyInstanceUID))
-    assert sorted(stored.values()) == ["1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"]
+    assert sorted(stored.values()) == [CAPTURE_CLASS, REPORT_CLASS]
 
 
 @needs("Orthanc")
@@ -171,7 +169,7 @@ def pacs_that_answers(status: int | None, contexts: tuple[str, ...] = ()) -> Ite
         return status
 
     entity = AE("PACS")
-    for context in contexts or ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"):
+    for context in contexts or (CAPTURE_CLASS, REPORT_CLASS):
         entity.add_supported_context(context)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
     assert server is not None
@@ -212,14 +210,16 @@ def test_statuses(
 def test_a_class_that_is_not_taken_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
     delivery = delivery_of(tiny_bundle, write_radiograph(tmp_path / "a.dcm"))
     with (
-        pacs_that_answers(0, contexts=("1.2.840.10008.5.1.4.1.1.7",)) as port,
+        pacs_that_answers(0, contexts=(CAPTURE_CLASS,)) as port,
         pytest.raises(SinkError, match="does not take the report"),
     ):
         PacsSink(PacsConfig(host="127.0.0.1", port=port)).deliver(delivery)
 
 
 @contextmanager
-def web_server(status: int, body: bytes = b"") -> Iterator[tuple[str, list[dict[str, str]]]]:
+def web_server(
+    status: int, body: bytes = b"", tls: tuple[Path, Path] | None = None
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """A DICOMweb root that answers each POST with `status`; and the headers of what came."""
     seen: list[dict[str, str]] = []
 
@@ -228,41 +228,60 @@ def web_server(status: int, body: bytes = b"") -> Iterator[tuple[str, list[dict[
             seen.append(dict(self.headers))
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
-            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Type", "application/dicom+json; charset=utf-8")
+            if status in (301, 302, 307):
+                self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/dicom-web", seen
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}/dicom-web", seen
         finally:
             server.shutdown()
             thread.join()
 
 
-def failed(reason: int) -> bytes:
-    item = pydicom.Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.3"
-    item.FailureReason = reason
-    answer = pydicom.Dataset()
-    answer.FailedSOPSequence = [item]
-    return answer.to_json().encode()
+def answer(*, report: int = 0, capture: int = 0) -> bytes:
+    """A Store Instances Response about both objects: stored, or failed with that reason (PS3.18 I.2.2)."""
+    said = pydicom.Dataset()
+    said.ReferencedSOPSequence, said.FailedSOPSequence = [], []
+    for sop_class, what, reason in ((REPORT_CLASS, "report", report), (CAPTURE_CLASS, "capture", capture)):
+        item = pydicom.Dataset()
+        item.ReferencedSOPClassUID = sop_class
+        item.ReferencedSOPInstanceUID = derived_uid(f"{4:032x}", what)  # the result of seed 3
+        if reason:
+            item.FailureReason = reason
+        (said.FailedSOPSequence if reason else said.ReferencedSOPSequence).append(item)
+    return said.to_json().encode()
 
 
 @pytest.mark.parametrize(
     ("status", "body", "error"),
     [
-        (200, b"", None),
-        (200, b"{}", None),
-        (202, failed(0xA700), SinkError),
-        (202, failed(0xC000), SinkRefusedError),
-        (202, failed(0x0111), None),
+        (200, answer(), None),
+        (202, answer(capture=0xB000), None),
+        (202, answer(report=0x0111, capture=0x0111), None),
+        (202, answer(report=0xA700), SinkError),
+        (202, answer(capture=0xC000), SinkRefusedError),
+        (200, b"", SinkError),
+        (200, b"{}", SinkError),
+        (302, b"", SinkError),
         (200, b"no JSON", SinkError),
         (400, b"", SinkRefusedError),
         (409, b"", SinkRefusedError),
@@ -285,7 +304,20 @@ def test_web_statuses(
             with pytest.raises(error) as caught:
                 sink.deliver(delivery)
             assert type(caught.value) is error
+        sink.close()
     assert [headers["Authorization"] for headers in seen] == ["Bearer s3cret"]
+
+
+def test_tls_to_a_web_server(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    files, stranger = certificate(tmp_path, "pacs"), certificate(tmp_path, "stranger")
+    delivery = delivery_of(tiny_bundle, write_radiograph(tmp_path / "a.dcm"))
+    with web_server(200, answer(), files) as (url, seen):
+        sink = PacsSink(PacsConfig(url=url, ca=files[0]))
+        sink.deliver(delivery)
+        sink.close()
+        with pytest.raises(SinkError, match=r"cannot be reached \(SSLError"):
+            PacsSink(PacsConfig(url=url, ca=stranger[0])).deliver(delivery)
+        assert len(seen) == 1
 
 
 def test_tls_to_the_pacs(tiny_bundle: Bundle, tmp_path: Path) -> None:

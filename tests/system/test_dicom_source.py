@@ -16,6 +16,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from pynetdicom import AE
 
+from edge.dicom import RAW_CLASS
 from edge.errors import InputRefusedError, MachineError, UsageError
 from edge.preprocess import Preprocess, decode
 from edge.service import BusyError, StorageFullError
@@ -247,8 +248,20 @@ def test_contradictions(start: Start, tmp_path: Path) -> None:
     assert raw.store(good, "1.2.3.4.5") == 0xC000
     assert raw.store(b"\xff" * 200, instance) == 0xC000
     assert inbox.contents == []
-    assert _Raw(server).store(good, instance) == 0
+    raw = _Raw(server)
+    assert raw.store(good, instance) == 0
     assert len(inbox.contents) == 1
+    assert held(server) == 0  # though the association is still open
+
+
+@needs("storescu")
+@pytest.mark.parametrize("sop_class", [CT_CLASS, RAW_CLASS])
+def test_what_could_never_be_classified_is_not_negotiated(start: Start, tmp_path: Path, sop_class: str) -> None:
+    server, inbox = start()
+    sent = run(*VERBOSE, str(server.port), write_radiograph(tmp_path / "a.dcm", SOPClassUID=sop_class))
+    assert sent.returncode != 0
+    assert "No valid Presentation Context ID" in sent.stderr
+    assert inbox.contents == []
 
 
 @needs("storescu", "echoscu")

@@ -83,7 +83,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     rng = np.random.default_rng(2)
     paths = [folder / f"{number:02}.png" for number in range(20)]
     for number, path in enumerate(paths):
-        size = (40 + 90 * (number % 5), 300)
+        size = (180 + 80 * (number % 5), 300)
         image = cv2.resize(rng.integers(0, 256, (8, 8), dtype=np.uint8), size, interpolation=cv2.INTER_CUBIC)
         path.write_bytes(cv2.imencode(".png", image)[1])
     return paths
@@ -119,8 +119,12 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def test_one_radiograph_in_three_encodings(
     bundle: str, request: pytest.FixtureRequest, chest: Path, chest_png: Path
 ) -> None:
-    """Both DICOM files are lossless, so they hold the same pixels; the PNG has them in 8 bits."""
-    done = classify(request.getfixturevalue(bundle), chest, real_file("RG1_J2KR.dcm"), chest_png, "--json")
+    """Both DICOM files are lossless, so they hold the same pixels; the PNG has them in 8 bits.
+
+    The guard of a network that was trained on phantoms refuses all three, rightly.
+    """
+    files = (chest, real_file("RG1_J2KR.dcm"), chest_png)
+    done = classify(request.getfixturevalue(bundle), *files, "--json", "--no-guard")
     assert done.returncode == 0, done.stderr
     raw, jpeg2000, png = map(chances, results(done))
     np.testing.assert_allclose(raw, jpeg2000, atol=1e-6, rtol=0)
@@ -257,12 +261,12 @@ def test_a_flipped_byte_in_any_file_of_a_real_bundle(int8_bundle: Path, tmp_path
         content = (bundle / name).read_bytes()
         middle = len(content) // 2
         (bundle / name).write_bytes(content[:middle] + bytes([content[middle] ^ 0x80]) + content[middle + 1 :])
-        done = classify(bundle, chest)
+        done = classify(bundle, chest, "--no-guard")
         assert done.returncode == 3, name
         assert done.stdout == ""
         assert name in error_line(done, notice=False)
         (bundle / name).write_bytes(content)
-    assert classify(bundle, chest).returncode == 0
+    assert classify(bundle, chest, "--no-guard").returncode == 0
 
 
 def test_a_place_where_nothing_may_be_written(

@@ -86,6 +86,12 @@ def test_int8_by_default_passes_its_gate_and_names_every_file(int8_bundle: Path)
     assert len(calibration["equalization"]["layers"]) == 34 and calibration["equalization"]["left"] == {}
     assert calibration["equalization"]["difference"] == 0
     assert len(calibration["bias_correction"]["layers"]) == 52  # all but the one that makes the maps
+    guard = manifest["guard"]
+    assert isinstance(guard, dict)
+    assert guard["fitted_on"]["digest"] == calibration["digest"]
+    assert guard["false_refusals"]["of"] == 128 and guard["false_refusals"]["refused"] <= 1
+    assert guard["left_out"]["mean"] < 1.2 < guard["threshold"] < 4
+    assert guard["file"] == "guard.npz" in manifest["files"]  # type: ignore[operator]
     load_bundle(int8_bundle)
 
 
@@ -97,6 +103,7 @@ def test_other_precisions(precision: str, few_phantoms: Path, tmp_path: Path) ->
     manifest = check_manifest(directory)
     assert manifest["precision"] == precision
     assert manifest["model"]["batch"] == 2  # type: ignore[index]
+    assert manifest["guard"]["file"] is None  # type: ignore[index]  # its only images judge the build
 
 
 @pytest.mark.parametrize("lowering", ["padded", "split"])

@@ -16,7 +16,7 @@ from edge.errors import UsageError
 from edge.sinks import SinkError
 from edge.sinks.mqtt import MqttSink
 from edge.sinks.mqtt_config import MqttConfig
-from tests.system.dicom_peers import certificate, free_port, needs, run, wait_for
+from tests.system.dicom_peers import certificate, free_port, needs, on_a_free_port, run
 from tests.system.dicom_results import delivery_of
 
 pytestmark = [
@@ -28,19 +28,16 @@ pytestmark = [
 
 @contextmanager
 def broker(directory: Path, *lines: str, port: int | None = None) -> Iterator[int]:
-    port = port or free_port()
-    config = directory / "mosquitto.conf"
-    config.write_text("\n".join((f"listener {port} 127.0.0.1", "user root", *lines, "")))
-    log = directory / "mosquitto.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(["mosquitto", "-c", config], stdout=output, stderr=output)
-        try:
-            wait_for(lambda: "running" in log.read_text() or process.poll() is not None, "mosquitto")
-            assert process.poll() is None, log.read_text()
-            yield port
-        finally:
-            process.kill()
-            process.wait()
+    config, log = directory / "mosquitto.conf", directory / "mosquitto.log"
+
+    def start() -> tuple[subprocess.Popen[Any], int]:
+        chosen = port or free_port()
+        config.write_text("\n".join((f"listener {chosen} 127.0.0.1", "user root", *lines, "")))
+        with log.open("w") as output:
+            return subprocess.Popen(["mosquitto", "-c", config], stdout=output, stderr=output), chosen
+
+    with on_a_free_port(start, lambda _: "running" in log.read_text()) as chosen:
+        yield chosen
 
 
 class Subscriber:

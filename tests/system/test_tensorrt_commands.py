@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(17)
     for number in range(COUNT):
-        picture = rng.integers(0, 256, (40 + number, 90 - number), dtype=np.uint8)
+        picture = rng.integers(0, 256, (60 + number // 2, 90 - number // 2), dtype=np.uint8)
         assert cv2.imwrite(str(folder / f"{number:02}.png"), cv2.GaussianBlur(picture, (0, 0), 3))
     return folder
 

@@ -58,7 +58,7 @@ def build_app(context: Context, registry: CollectorRegistry, door: Door | None) 
     for router in (kserve.health_router(context), static_routes()):
         app.include_router(router)
     authorised: Sequence[Any] = [Depends(door)] if door else []
-    responses = documented(401) if door else {}
+    responses = documented(401) if door else documented()
     interfaces = (images.router(context), stow.router(context), kserve.router(context), data_routes(context.service))
     for router in (*interfaces, _metrics(registry)):
         app.include_router(router, dependencies=authorised, responses=responses)

@@ -164,6 +164,9 @@ def require_ready(context: Context) -> None:
 def _infer(context: Context, bundle: Bundle, body: bytes, header_length: str | None) -> Response:
     asked = tensors.parse(body, header_length, bundle.batch, bundle.input_size, _outputs(bundle))
     outcomes = context.service.infer(asked.images, context.config.infer_seconds)
+    for number, outcome in enumerate(outcomes):
+        if outcome.logits is None:  # tensors have no place for a refusal, and the other rows must not move up
+            raise Refusal(422, f"image {number} of {len(outcomes)}, counted from 0: {outcome.result['reason']}")
     facts: dict[str, Any] = {"model_name": bundle.name}
     if asked.id is not None:
         facts["id"] = asked.id

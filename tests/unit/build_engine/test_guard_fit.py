@@ -214,7 +214,7 @@ def test_a_bundle_refuses_what_it_was_not_calibrated_on(
     for outcome in refused:
         result = outcome.result
         assert result["status"] == "refused"
-        assert "unlike those that the bundle was calibrated on" in result["reason"]
+        assert "unlike those that the guard was fitted on" in result["reason"]
         assert result["findings"] is None
         assert result["guard"]["score"] > result["guard"]["threshold"] == guard["threshold"]
         assert result["guard"]["refused"]

@@ -38,6 +38,8 @@ class FakeService:
     received: list[Received] = field(default_factory=list)
     finished: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: str | None = None
+    """Why `infer` refuses every image that is black; None: it does not."""
     gate: threading.Event | None = None
     """Calls wait for it, if it is there."""
 
@@ -68,6 +70,8 @@ class FakeService:
         return [self._outcome(image) for image in images]
 
     def _outcome(self, image: NDArray[np.uint8]) -> Outcome:
+        if self.refused is not None and not image.any():
+            return Outcome({"status": "refused", "reason": self.refused}, None, None, None)
         labels = len(self.bundle.labels)
         cam = np.full((labels, 2, 2), image.mean(), np.float32)
         logits = np.linspace(-8, 8, labels, dtype=np.float32) + np.float32(image.mean() / 255)

@@ -26,7 +26,11 @@ from edge.sources.http.tokens import Tokens, new_token
 from tests.unit.edge.http.conftest import Serve
 from tests.unit.edge.http.service import FakeService
 
-BEHIND_THE_DOOR = ("/v1/status", "/v1/passport", "/v1/results", "/v1/images/" + "0" * 32, "/v2", "/metrics")
+IMAGE = "/v1/images/" + "0" * 32
+BEHIND_THE_DOOR = (
+    *("/v1/status", "/v1/passport", "/v1/results", "/v2", "/v2/models/tiny", "/metrics", "/v1/page/passport"),
+    *(IMAGE, f"{IMAGE}/picture.png", f"{IMAGE}/overlay.png?finding=Mass"),
+)
 
 
 @pytest.fixture
@@ -36,6 +40,23 @@ def tokens(tmp_path: Path) -> tuple[Path, str]:
     path = tmp_path / "tokens"
     path.write_text(f"# who may send\n\n{one}\n{two}\n")
     return path, token
+
+
+def test_every_route_but_these_is_behind_the_door(serve: Serve, tokens: tuple[Path, str]) -> None:
+    """The description names the routes; what is not in it is tried one by one."""
+    client = serve(tokens=tokens[0])
+    open_routes = {
+        path
+        for path, operations in client.get("/openapi.json").json()["paths"].items()
+        for operation in operations.values()
+        if "security" not in operation
+    }
+    assert open_routes == {"/v2/health/live", "/v2/health/ready"}
+    assert {client.get(path).status_code for path in ("/", "/page/app.js", "/page/style.css")} == {200}
+    assert client.get("/page/..%2fstatus.py").status_code == 404
+    assert client.get("/").headers["Cache-Control"] == "no-cache"
+    assert "default-src 'none'" in client.get("/").headers["Content-Security-Policy"]
+    assert client.get("/v1/page").status_code == 401
 
 
 def test_nothing_but_health_is_open_without_a_token(serve: Serve, tokens: tuple[Path, str]) -> None:

@@ -99,6 +99,20 @@ def test_json_alone(serve: Serve, service: FakeService) -> None:
             np.testing.assert_array_equal(values, expected_outputs(service, images)[output["name"]])
 
 
+@pytest.mark.parametrize("black", [[0], [2], [1, 2]])
+def test_an_image_that_the_guard_refuses_is_named_and_no_row_moves_up(
+    serve: Serve, service: FakeService, black: list[int]
+) -> None:
+    service.refused = "the image is unlike those that the guard was fitted on"
+    images = pixels(3)
+    client = serve()
+    assert client.post(INFER, content=json.dumps(described(images))).status_code == 200
+    images[black] = 0
+    answer = client.post(INFER, content=json.dumps(described(images)))
+    assert answer.status_code == 422
+    assert answer.json() == {"error": f"image {black[0]} of 3, counted from 0: {service.refused}"}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -267,3 +267,18 @@ def test_a_stop_lets_a_request_finish_and_ends_the_rest(start: Callable[..., Htt
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.port))
     server.stop(1)  # may be called twice
+
+
+def test_a_client_that_takes_no_bytes_is_dropped(start: Callable[..., HttpServer], service: FakeService) -> None:
+    service.finished = [(i, {"id": "x" * 30_000}) for i in range(1000)]
+    server = start(body_seconds=0.5)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"GET /v1/results?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connections = server._server.server_state.connections
+        for condition in (lambda: len(connections) == 1, lambda: not connections):
+            end = time.monotonic() + 20
+            while not condition():
+                assert time.monotonic() < end
+                time.sleep(0.02)

@@ -197,4 +197,6 @@ def test_a_part_that_finds_no_memory_is_out_of_resources(serve: Serve, service: 
     response = post(client, b"x" * 900_000)
     assert response.status_code == 503
     assert answer(response)[0x0008119A].value[0].FailureReason == OUT_OF_RESOURCES
+    one_by_one = post(client, *[b"x" * 300_000] * 5)  # each gives back what it took
+    assert [item.FailureReason for item in answer(one_by_one)[0x0008119A].value] == [CANNOT_UNDERSTAND] * 5
     assert post(client, to_bytes(instance(1))).status_code == 200

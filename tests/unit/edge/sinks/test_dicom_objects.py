@@ -178,13 +178,13 @@ def test_another_bundles_result_is_not_read_by_this_ones_thresholds(
     tiny_bundle: Bundle, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     content = complete(tmp_path)
-    result = {**delivery_of(tiny_bundle, content).result, "bundle": "0" * 64}
+    result = {**delivery_of(tiny_bundle, content).result, "bundle": "0" * 64, "gate": "fail"}
     served = load_bundle(make_bundle("served"))
     report = through_file(findings_report(result, served, read_study(content)))
     read = highdicom.sr.ComprehensiveSR.from_dataset(report)
     assert len(read.content.get_image_measurement_groups()[0].get_measurements()) == 1
     text = encoded(report).decode("latin-1")
-    assert "no longer served" in text
+    assert "a bundle that FAILED ITS ACCURACY GATE and is no longer served" in text
     assert "mdconv-edge/" not in text
 
 
@@ -212,3 +212,9 @@ def test_without_a_map_there_is_no_capture(tiny_bundle: Bundle, tmp_path: Path) 
     assert delivery.picture is not None
     blind = dataclasses.replace(delivery.picture, cam=None)
     assert map_over_image(delivery.result, tiny_bundle, read_study(content), content, blind) is None
+
+
+def test_a_guard_that_was_off_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    content = complete(tmp_path)
+    result = {**delivery_of(tiny_bundle, content).result, "guard": {"off": True}}
+    assert b"The guard was off" in encoded(findings_report(result, tiny_bundle, read_study(content)))
