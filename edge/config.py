@@ -58,7 +58,7 @@ class RetentionConfig(Section):
 
     days: float | None = Field(90.0, gt=0, description="age; absent: for ever")
     max_mb: int | None = Field(2000, ge=1, description="size of the ledger, pictures included")
-    pictures: bool = Field(False, description="keep what the network saw with its maps, for the page and the PACS")
+    pictures: bool = Field(False, description="keep what the network saw, and its maps, for the page")
 
 
 class LogConfig(Section):

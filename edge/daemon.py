@@ -87,6 +87,7 @@ class Server:
                     config.state,
                     reserve=config.queue.min_free_mb * 1_000_000,
                     keep_pictures=config.retention.pictures,
+                    lend_pictures=config.pacs is not None and config.pacs.capture,
                 )
             )
             self._reception = Reception(self._ledger, config.queue, self.metrics, self.live)

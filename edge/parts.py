@@ -53,7 +53,7 @@ def make_sources(service: Service, config: Config, registry: CollectorRegistry) 
         from edge.sources.dicom import DicomServer
 
         dicom = DicomServer(service, config.dicom)
-        yield Source("dicom", dicom.start, dicom.stop)
+        yield Source("dicom", dicom.start, dicom.stop, reload=dicom.reload)
     for number, settings in enumerate(config.video, 1):
         yield _video(service, settings, str(number), registry)
 

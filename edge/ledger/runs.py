@@ -41,11 +41,13 @@ class Run:
 class Ledger:
     """The daemon's own, only writer of a state directory. Every method raises `MachineError` if the disk fails it."""
 
-    def __init__(self, state: Path, *, reserve: int = 0, keep_pictures: bool = False) -> None:
+    def __init__(
+        self, state: Path, *, reserve: int = 0, keep_pictures: bool = False, lend_pictures: bool = False
+    ) -> None:
         """Open or create the ledger in directory `state`, and put back what an earlier process left unfinished.
 
         No image is taken that would leave less than `reserve` bytes free on the disk. With `keep_pictures`, what the
-        network saw and its maps are kept with each result.
+        network saw and its maps are kept with each result; with `lend_pictures`, until the result is delivered.
 
         Raises `MachineError` if another daemon uses `state`, or if what is there is no ledger of this version.
         """
@@ -54,6 +56,7 @@ class Ledger:
         self.spool = Spool(state, reserve)
         self.outbox = Outbox(self._database)
         self._keep_pictures = keep_pictures
+        self._lend_pictures = lend_pictures
         with self._database.transaction() as connection:
             connection.execute("UPDATE runs SET state = 'received' WHERE state = 'running'")
             wanted = connection.execute("SELECT sha256 FROM runs WHERE bytes > 0").fetchall()
@@ -142,7 +145,7 @@ class Ledger:
             ).fetchone()
             if row is None:
                 raise MachineError(f"{self.path}: run {result['id']} is not under way: was the ledger edited?")
-            if picture is not None and self._keep_pictures:
+            if picture is not None and (self._keep_pictures or (self._lend_pictures and sinks)):
                 connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (result["id"], *_packed(picture)))
             cursor = _report(connection, result["id"], sinks)
             if not sinks:
@@ -159,6 +162,8 @@ class Ledger:
                 "(SELECT 1 FROM outbox WHERE run = ?1 AND state = 'pending') RETURNING sha256",
                 (run,),
             ).fetchone()
+            if row is not None and not self._keep_pictures:
+                connection.execute("DELETE FROM pictures WHERE run = ?", (run,))
             if row is not None and row[0] is not None:
                 self.spool.remove(row[0])
 

@@ -330,6 +330,19 @@ def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:
                 assert found.labels == picture.labels
 
 
+def test_a_picture_may_be_kept_for_the_sinks_alone(tmp_path: Path) -> None:
+    picture = Picture(np.zeros((8, 8), np.uint8), None, ())
+    with Ledger(tmp_path, lend_pictures=True) as ledger:
+        for name, sinks in (("a", ("pacs", "mqtt")), ("b", ())):
+            id, _ = receive(ledger, name)
+            ledger.take()
+            ledger.finish(result(id), picture, sinks)
+            for sink in sinks:
+                assert ledger.picture(id) is not None
+                ledger.delivered(id, sink)
+            assert ledger.picture(id) is None
+
+
 def test_retention_removes_the_oldest_that_are_delivered_and_remembers_files_that_are_there(tmp_path: Path) -> None:
     with Ledger(tmp_path, keep_pictures=True) as ledger:
         noise = np.random.default_rng(1)
