@@ -109,7 +109,7 @@ def _take(address: str, output: Path) -> None:
             tiles = page.locator("#tiles")
             expect(tiles).to_contain_text(f"done{IMAGES}", timeout=START_SECONDS * 1e3)
             page.locator("#list li").nth(_most_certain(page.locator("#list li").all_inner_texts())).click()
-            page.wait_for_function("() => document.querySelector('#image').naturalWidth > 0")
+            page.wait_for_function("() => document.querySelector('#image:not([hidden])')?.naturalWidth > 0")
             page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
             page.screenshot(path=output / f"{name}.png")
             print(output / f"{name}.png")

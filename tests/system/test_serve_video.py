@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -82,4 +84,32 @@ def test_a_camera_that_is_not_there_stops_nothing_and_its_password_is_not_told(
         (inbox / "a.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
         assert len(daemon.wait_for_results(1)) == 1
         daemon.stop()
+        assert "secret" not in daemon.log
+
+
+@pytest.fixture
+def camera() -> Iterator[int]:
+    """The port of a real RTSP server, whose password is ``secret``."""
+    python, needed = shutil.which("python3", path="/usr/bin"), "import gi; gi.require_version('GstRtspServer', '1.0')"
+    if python is None or subprocess.run([python, "-c", needed], capture_output=True).returncode != 0:
+        packages = "gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good python3-gi"
+        pytest.skip(f"no RTSP server of GStreamer's here: apt-get install {packages}")
+    port = free_port()
+    command = [python, Path(__file__).with_name("rtsp_camera.py"), str(port), "secret"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "serving\n"
+        yield port
+        process.terminate()
+
+
+def test_a_network_camera_is_run_behind_its_password(tiny_bundle_directory: Path, tmp_path: Path, camera: int) -> None:
+    settings = f'bundle = "{tiny_bundle_directory}"\nbackend = "onnxruntime"\n[[video]]\nevery_seconds = 0.2\n'
+    settings += f'address = "rtsp://user:secret@127.0.0.1:{camera}/stream"\n'
+    with serving(tmp_path, settings) as daemon:
+        results = daemon.wait_for_results(3)
+        assert daemon.stop() in (0, 1)
+        assert len({result["sha256"] for result in results}) == len(results) >= 3
+        assert f"video from rtsp://127.0.0.1:{camera}: frames come in" in daemon.log
         assert "secret" not in daemon.log

@@ -8,6 +8,7 @@ const KEPT = 40; // pictures in this tab's memory
 
 const urls = new Map(); // path -> address of the blob, oldest first
 let wanted = null; // the path that is to be shown, once it is here
+let shownId = null; // the study whose picture is on the page
 
 async function load(path) {
   if (urls.has(path)) return urls.get(path);
@@ -22,7 +23,8 @@ async function load(path) {
   return urls.get(path);
 }
 
-function show(url, { alternative = "", caption = "" } = {}) {
+function show(id, url, { alternative, caption }) {
+  shownId = id;
   byId("image").src = url;
   byId("image").alt = alternative;
   byId("image").hidden = false;
@@ -31,6 +33,7 @@ function show(url, { alternative = "", caption = "" } = {}) {
 }
 
 function showNone(why) {
+  shownId = null;
   const image = byId("image");
   image.removeAttribute("src");
   image.alt = "";
@@ -71,12 +74,14 @@ export async function showPicture(study, finding, kept) {
   const path = mapped ? `${base}/overlay.png?finding=${encodeURIComponent(mapped)}` : plain;
   if (wanted === path) return;
   wanted = path;
+  // One study's picture must never be seen beside another's findings.
+  if (shownId !== study.id && !urls.has(path)) showNone("Fetching the picture.");
   try {
     const url = await load(path);
     const instead = url ? null : await load(plain);
     if (wanted !== path) return; // another one was chosen meanwhile
-    if (url) show(url, captions(study, mapped));
-    else if (instead) show(instead, captions(study, null));
+    if (url) show(study.id, url, captions(study, mapped));
+    else if (instead) show(study.id, instead, captions(study, null));
     else showNone("No picture is kept of this study.");
   } catch (error) {
     if (wanted !== path) return;

@@ -34,4 +34,4 @@ class Seen:
 
 def shows_picture(page: Page) -> None:
     """Wait until the picture is there."""
-    page.wait_for_function("() => document.querySelector('#image').naturalWidth > 0")
+    page.wait_for_function("() => document.querySelector('#image:not([hidden])')?.naturalWidth > 0")

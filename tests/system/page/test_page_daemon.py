@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edge.bundle import load_bundle
+from edge.web.status import Status
 from tests.system.daemon import free_port, serving
 from tests.system.page.browser import Seen, shows_picture
 
@@ -61,6 +62,8 @@ def test_an_image_goes_in_and_its_finding_comes_out(
         expect(page.locator("#sinks")).to_contain_text("jsonl")
         expect(page.locator("#sinks")).to_contain_text("up to date")
         assert seen.complaints == []
+        status = httpx.get(f"{address}v1/status", trust_env=False).json()
+        assert status.keys() == Status.__annotations__.keys()
         daemon.stop()
         expect(page.locator("#verdict")).to_have_text("No news from the daemon")
 

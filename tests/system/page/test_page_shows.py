@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.page_service import PageService, page_app, served
 from tests.system.page.browser import Seen, shows_picture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -109,6 +113,25 @@ def test_a_study_that_is_looked_at_stays_when_others_come(
     expect(page.locator("#image")).to_have_attribute("alt", re.compile("Mass"))
     page.get_by_label("Show the newest as it is done").check()
     expect(page.locator("#image")).to_have_attribute("alt", re.compile("Edema"))
+
+
+def test_no_picture_is_seen_beside_another_studys_findings(
+    service: PageService, address: str, visit: Callable[..., Seen]
+) -> None:
+    """The second study's picture is held up on its way: until it is here, the first one's is gone."""
+    service.finish({"Mass": 0.7})
+    page = visit(address).page
+    shows_picture(page)
+    held: list[Route] = []
+    page.route("**/overlay.png**", lambda route: held.append(route))
+    service.finish({"Hernia": 0.8})
+    expect(page.locator("#detail .is-positive")).to_contain_text("Hernia")
+    expect(page.locator("#image")).to_be_hidden()
+    expect(page.locator("#caption")).to_be_empty()
+    (route,) = held
+    route.continue_()
+    expect(page.locator("#image")).to_have_attribute("alt", re.compile("Hernia"))
+    shows_picture(page)
 
 
 def test_a_picture_that_is_gone_is_told(service: PageService, address: str, visit: Callable[..., Seen]) -> None:
