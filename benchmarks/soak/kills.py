@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.soak.senders import Places, Sender, identity
+from benchmarks.soak.senders import Places, Sender, identity, vanishing_peers
 from tests.system.daemon import Daemon, free_port, json_lines, wait_for
 
 
@@ -62,7 +62,11 @@ def run_kills(place: Path, bundle: Path, *, images: int, kills: int, seed: int =
     """Send `images` over all sources while the daemon is killed `kills` times."""
     daemon, places = prepared(place, bundle)
     moments = random.Random(seed)
-    sender = Sender(range(images), places, rate)
+    with vanishing_peers():
+        return _kill(daemon, place, Sender(range(images), places, rate), images, kills, moments)
+
+
+def _kill(daemon: Daemon, place: Path, sender: Sender, images: int, kills: int, moments: random.Random) -> Tally:
     try:
         for _ in range(kills):
             daemon.start()
@@ -84,9 +88,9 @@ def run_full_disk(place: Path, bundle: Path, *, images: int, megabytes: int = 48
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", state], check=True)
     try:
         daemon, places = prepared(place, bundle, "[queue]\nmin_free_mb = 4\n")
-        sender = Sender(range(images), places, rate)
         try:
             daemon.start()
+            sender = Sender(range(images), places, rate)
             wait_for(lambda: len(sender.acknowledged) >= images // 2, 600)
             with (state / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
                 while True:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,12 +136,19 @@ def _by_dicom(number: int, places: Places) -> bool:
         association.kill()
         if association.is_alive():
             association.join(10)
-        transport = association.dul.socket
-        if transport is not None and transport.socket is not None:
-            transport.socket.close()  # pynetdicom leaves that of a peer that vanished to the garbage collector
 
 
 _ACROSS = {"http": _by_http, "stow": _by_stow, "dicom": _by_dicom}
+
+
+@contextmanager
+def vanishing_peers() -> Iterator[None]:
+    """For a block that kills the daemon: pynetdicom leaves a vanished peer's socket to the garbage collector, which
+    warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 class Sender:
