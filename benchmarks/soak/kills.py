@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.soak.senders import Places, Sender, identity, vanishing_peers
+from benchmarks.soak.senders import Places, Sender, identity
 from tests.system.daemon import Daemon, free_port, json_lines, wait_for
 
 
@@ -62,11 +62,7 @@ def run_kills(place: Path, bundle: Path, *, images: int, kills: int, seed: int =
     """Send `images` over all sources while the daemon is killed `kills` times."""
     daemon, places = prepared(place, bundle)
     moments = random.Random(seed)
-    with vanishing_peers():
-        return _kill(daemon, place, Sender(range(images), places, rate), images, kills, moments)
-
-
-def _kill(daemon: Daemon, place: Path, sender: Sender, images: int, kills: int, moments: random.Random) -> Tally:
+    sender = Sender(range(images), places, rate)
     try:
         for _ in range(kills):
             daemon.start()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import httpx
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
 
-WAYS = ("folder", "http", "stow", "dicom")
+WAYS = ("folder", "http", "stow", *(["dicom"] if shutil.which("storescu") else []))
+"""DICOM needs DCMTK's storescu (apt-get install dcmtk)."""
 AET = "MDCONV_EDGE"
 UID_ROOT = "2.25"
 
@@ -117,38 +116,15 @@ def _by_stow(number: int, places: Places) -> bool:
 
 
 def _by_dicom(number: int, places: Places) -> bool:
-    entity = AE()
-    entity.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
-    entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = 30
-    association: Any = entity.associate("127.0.0.1", places.dicom_port, ae_title=AET)
-    dataset = radiograph(number)
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    try:
-        if not association.is_established:
-            return False
-        stored = getattr(association.send_c_store(dataset), "Status", None) == 0
-        association.release()
-        return stored
-    except (RuntimeError, ValueError):  # the association ended meanwhile
-        return False
-    finally:
-        association.kill()
-        if association.is_alive():
-            association.join(10)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "image.dcm")
+        file.write_bytes(dicom_file(number))
+        command = ["storescu", "-v", "-aec", AET, "127.0.0.1", str(places.dicom_port), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return "Received Store Response (Success)" in done.stdout + done.stderr
 
 
 _ACROSS = {"http": _by_http, "stow": _by_stow, "dicom": _by_dicom}
-
-
-@contextmanager
-def vanishing_peers() -> Iterator[None]:
-    """For a block that kills the daemon: pynetdicom leaves a vanished peer's socket to the garbage collector, which
-    warns of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
 
 
 class Sender:
