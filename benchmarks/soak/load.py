@@ -61,6 +61,7 @@ class Clients:
                 connection.close()
             due += self._pause
             self._stopping.wait(max(0.0, due - time.monotonic()))
+        connection.close()
 
     def stop(self) -> None:
         self._stopping.set()
