@@ -27,7 +27,7 @@ COPY . /src
 # not from a package index, and goes along with the environment. It is found without being imported, since importing needs
 # the device's own libraries.
 RUN "/usr/bin/python${PYTHON_VERSION}" -m venv /opt/mdconv-edge \
-    && pip install --no-cache-dir "/src[jetson,signing]" \
+    && pip install --no-cache-dir "/src[jetson,serve,signing]" \
     && python -c 'from edge.plugin_library import find_plugin; print(find_plugin())' \
     && module="$("/usr/bin/python${PYTHON_VERSION}" -c \
         'import importlib.util; print(importlib.util.find_spec("tensorrt").submodule_search_locations[0])')" \

@@ -136,7 +136,7 @@ class Server:
             resources.callback(source.stop)
             self._sources.append(source)
         places = [f"watching {folder.folder}" for folder in folders] + [source.name for source in self._sources]
-        log.info("serving: %s", ", ".join(places) or "nothing but what the ledger holds")
+        log.info("serving: %s", ", ".join(places) or "what the ledger holds")
         notify("READY=1", f"STATUS=serving {bundle.name}")
         return True
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.backends import CHOICES
-from edge.errors import MachineError
+from edge.errors import MachineError, UsageError
 from edge.gate import FORCE
 from edge.guard import NO_GUARD_HELP
 from edge.places import default_state
@@ -87,6 +87,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     flags = _serve_flags(options)
     config = load_config(options.config, flags)
+    if not (config.watch or config.http or config.dicom or config.video or config.drain):
+        raise UsageError("no source is given: expected --watch, --http-port or --dicom-port, or one in the settings")
     set_up_logs(config.log.format, "debug" if options.verbose else config.log.level)
     refused = Server(config, lambda: load_config(options.config, flags)).run()
     return 1 if refused and config.drain else 0

@@ -11,6 +11,7 @@ from edge.backends import CHOICES
 from edge.bench import SCENARIOS
 from edge.cli import main
 from edge.errors import BundleError, InputRefusedError, MachineError, UsageError
+from edge.places import default_state
 
 COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor", "passport", "sign")
 
@@ -25,6 +26,9 @@ COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor", "passp
         (["classify", "a.png", "--bundle", "b", "--backend", "torch"], "invalid choice: 'torch'"),
         (["classify", "a.png", "--bundle", "b", "--colour"], "unrecognized arguments: --colour"),
         (["serve", "--bundle", "b"], "--watch"),
+        (["serve", "--watch", "w"], "--bundle"),
+        (["token"], "NAME"),
+        (["token", "no good name"], "token's name"),
         (["bench", "--bundle", "b", "--duration", "0"], "no positive number of seconds"),
         (["bench", "--bundle", "b", "--duration", "long"], "--duration"),
         (["bench", "--bundle", "b", "--duration", "nan"], "no positive number of seconds"),
@@ -116,9 +120,9 @@ def test_choices_that_are_named_without_importing_their_module_are_that_modules(
 
 def test_the_ledgers_default_place_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/someone")
-    assert cli.default_state() == Path("/var/lib/someone/mdconv-edge")
+    assert default_state() == Path("/var/lib/someone/mdconv-edge")
     monkeypatch.delenv("XDG_STATE_HOME")
-    assert cli.default_state() == Path.home() / ".local/state/mdconv-edge"
+    assert default_state() == Path.home() / ".local/state/mdconv-edge"
 
 
 def test_selftest_and_bench_run_a_bundle(
