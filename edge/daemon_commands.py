@@ -88,7 +88,10 @@ def _serve(options: argparse.Namespace) -> int:
     flags = _serve_flags(options)
     config = load_config(options.config, flags)
     if not (config.watch or config.http or config.dicom or config.video or config.drain):
-        raise UsageError("no source is given: expected --watch, --http-port or --dicom-port, or one in the settings")
+        raise UsageError(
+            "no source is given, expected --watch, --http-port or --dicom-port, or one in the settings: see "
+            "`edge-infer serve --help`"
+        )
     set_up_logs(config.log.format, "debug" if options.verbose else config.log.level)
     refused = Server(config, lambda: load_config(options.config, flags)).run()
     return 1 if refused and config.drain else 0

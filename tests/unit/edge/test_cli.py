@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,9 @@ from edge.cli import main
 from edge.errors import BundleError, InputRefusedError, MachineError, UsageError
 from edge.places import default_state
 
-COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor", "passport", "sign")
+COMMANDS = (
+    *("classify", "serve", "reload", "token", "unit", "bench", "report", "selftest", "doctor", "passport", "sign"),
+)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +33,7 @@ COMMANDS = ("classify", "serve", "bench", "report", "selftest", "doctor", "passp
         (["classify", "a.png", "--bundle", "b", "--backend", "torch"], "invalid choice: 'torch'"),
         (["classify", "a.png", "--bundle", "b", "--colour"], "unrecognized arguments: --colour"),
         (["serve", "--bundle", "b"], "--watch"),
-        (["serve", "--watch", "w"], "--bundle"),
         (["token"], "NAME"),
-        (["token", "no good name"], "token's name"),
         (["bench", "--bundle", "b", "--duration", "0"], "no positive number of seconds"),
         (["bench", "--bundle", "b", "--duration", "long"], "--duration"),
         (["bench", "--bundle", "b", "--duration", "nan"], "no positive number of seconds"),
@@ -138,3 +143,25 @@ def test_selftest_and_bench_run_a_bundle(
     assert captured.out.splitlines()[-1] == str(tmp_path / "report" / "report.html")
     assert "infer" in captured.out
     assert captured.err.count("random weights, for tests only") == 1
+
+
+def test_a_token_is_made_with_the_line_by_which_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "modality-1"]) == 0
+    token, line = (text.rsplit(": ", 1)[1] for text in capsys.readouterr().out.splitlines())
+    assert line == f"modality-1:{hashlib.sha256(token.encode()).hexdigest()}"
+    assert main(["token", "no good name"]) == 2
+    assert "the token's name has other characters" in capsys.readouterr().err
+
+
+def test_the_unit_names_this_installation_and_is_hardened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """systemd's own judgement, where it is installed: an exposure of 2.5 or less, of 10."""
+    assert main(["unit", "--config", "/etc/x.toml"]) == 0
+    text = capsys.readouterr().out
+    assert f"ExecStart={Path(sys.executable).parent}/edge-infer serve --config /etc/x.toml\n" in text
+    assert "Type=notify\n" in text
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here: apt-get install systemd")
+    (tmp_path / "edge-infer.service").write_text(text)
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", tmp_path / "edge-infer.service"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert float(re.search(r"exposure level for edge-infer.service: ([\d.]+)", said)[1]) <= 2.5  # type: ignore[index]
