@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 POLL_SECONDS_AT_MOST = 10.0
+ATTEMPTS = 10
+"""How often an image may be under way when the process ends, before it is refused as the likely reason."""
 SINK_SECONDS = 10.0
 """How long a stop waits for each sink to deliver what is due; what is left is delivered after the next start."""
 
@@ -124,6 +126,7 @@ class Server:
         for sink in sinks:
             self._deliverers.append(Deliverer(sink, self._ledger, lambda: self.bundle))
             resources.callback(self._deliverers[-1].stop, 0.0)
+        self._refuse_hopeless()
         self._ledger.outbox.forget_sinks_but({deliverer.sink.name for deliverer in self._deliverers})
         self.metrics.add_live(self.status)
         control = Control(self.config.state, {"reload": self.reload})
@@ -378,19 +381,30 @@ class Server:
                 self._refuse_unread(key, source, str(error))
             return
 
+    def _refuse_hopeless(self) -> None:
+        """Refuse the images that may be what ended the process, time and again."""
+        for run in self._ledger.take_hopeless(ATTEMPTS):
+            reason = f"the daemon ended {run.attempts} times while it worked on this image: look at it elsewhere"
+            result = self._refusal(run.id, run.sha256, run.source, reason)
+            self._ledger.finish(result, sinks=self._sinks())
+            self._finished(result)
+
     def _refuse_unread(self, key: str, source: str | None, reason: str) -> None:
-        result = image_result(
-            id=uuid.uuid4().hex,
+        result = self._refusal(uuid.uuid4().hex, None, source, reason)
+        self._ledger.refuse_unread(key=key, origin="folder", result=result, sinks=self._sinks())
+        self._finished(result)
+
+    def _refusal(self, id: str, sha256: str | None, source: str | None, reason: str) -> dict[str, Any]:
+        return image_result(
+            id=id,
             source=source,
-            sha256=None,
+            sha256=sha256,
             timings=Timings(),
             bundle=self.bundle.sha256,
             gate=self.bundle.gate_verdict,
             backend=self._runner.pipeline.backend_name,
             reason=reason,
         )
-        self._ledger.refuse_unread(key=key, origin="folder", result=result, sinks=self._sinks())
-        self._finished(result)
 
     def _all_is_done(self, folders: list[WatchedFolder]) -> bool:
         return (

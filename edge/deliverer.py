@@ -62,16 +62,17 @@ class Deliverer:
 
     def _deliver(self, waiting: Waiting) -> None:
         name, run = self.sink.name, waiting.run
-        delivery = Delivery(
-            result=waiting.result,
-            content=None if waiting.sha256 is None else self._ledger.spool.read(waiting.sha256),
-            picture=self._ledger.picture(run),
-            bundle=self._bundle(),
-            attempt=waiting.attempt,
-        )
         start = time.monotonic()
         try:
-            self.sink.deliver(delivery)
+            self.sink.deliver(
+                Delivery(
+                    result=waiting.result,
+                    content=None if waiting.sha256 is None else self._ledger.spool.read(waiting.sha256),
+                    picture=self._ledger.picture(run),
+                    bundle=self._bundle(),
+                    attempt=waiting.attempt,
+                )
+            )
         except SinkRefusedError as error:
             self.failed += 1
             self.error = str(error)

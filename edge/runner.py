@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import Bundle
-from edge.errors import BusyError, InputRefusedError, MachineError
-from edge.ledger import Ledger
+from edge.errors import BusyError, InputRefusedError, MachineError, StorageFullError
+from edge.ledger import Ledger, Run
 from edge.pipeline import Item, Outcome, Pipeline
 
 log = logging.getLogger(__name__)
@@ -147,13 +147,22 @@ class Runner:
             while not self._stopping.is_set():
                 self._more.wait(LOOK_SECONDS)
                 self._more.clear()
-                while not self._stopping.is_set() and (run := self._ledger.take()):
+                while not self._stopping.is_set() and (run := self._take()):
                     self._under_way.add(run.id)
                     item = Item(run.id, run.source, path=run.path, sha256=run.sha256, stat=run.stat)
                     item.received = self._received.get(run.id, item.received)  # its time in the queue counts, too
                     self._submit(item)
         except BaseException as error:  # raised again by `check`
             self._error = error
+
+    def _take(self) -> Run | None:
+        """The next run; None if there is none, or if the disk is too full to record that it is under way."""
+        try:
+            return self._ledger.take()
+        except StorageFullError as error:
+            log.error("images wait: %s", error)
+            self._stopping.wait(LOOK_SECONDS)
+            return None
 
     def _submit(self, item: Item, timeout: float | None = None) -> bool:
         """Hand over an image to the pipeline that is in charge once there is room: it may be swapped meanwhile."""

@@ -7,6 +7,9 @@ from datetime import datetime, timedelta, timezone
 
 from edge.ledger.database import Database
 
+PLAUSIBLE = "2024-01-01"
+"""A board without a battery for its clock starts in 1970: what was received before it was set has no known age."""
+
 BATCH = 20
 """Runs that are removed in one transaction: others wait for it."""
 
@@ -37,7 +40,7 @@ class Retention:
         if self._days is None:
             return 0
         limit = (datetime.now(timezone.utc) - timedelta(days=self._days)).isoformat(timespec="milliseconds")
-        return self._remove("AND received < ?", limit)
+        return self._remove(f"AND received >= '{PLAUSIBLE}' AND received < ?", limit)
 
     def _remove_over(self) -> int:
         if self._max_bytes is None or self._used() <= self._max_bytes:

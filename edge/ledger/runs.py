@@ -128,7 +128,21 @@ class Ledger:
                 "WHERE state = 'received' ORDER BY stat DESC, attempts, received LIMIT 1) "
                 "RETURNING id, sha256, source, stat, attempts"
             ).fetchone()
-        return Run(row[0], row[1], self.spool.path(row[1]), row[2], bool(row[3]), row[4]) if row else None
+        return self._run(row) if row else None
+
+    def take_hopeless(self, attempts: int) -> list[Run]:
+        """The received runs that were under way `attempts` times or more when the process ended; now ``running``."""
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                "UPDATE runs SET state = 'running' WHERE state = 'received' AND attempts >= ? "
+                "RETURNING id, sha256, source, stat, attempts",
+                (attempts,),
+            ).fetchall()
+        return [self._run(row) for row in rows]
+
+    def _run(self, row: tuple[Any, ...]) -> Run:
+        id, sha256, source, stat, attempts = row
+        return Run(id, sha256, self.spool.path(sha256), source, bool(stat), attempts)
 
     def finish(self, result: Mapping[str, Any], picture: Picture | None = None, sinks: Iterable[str] = ()) -> int:
         """Record a run's result for good, and that each of `sinks` is to have it; once this returns it survives a power

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge.ledger import Ledger
 from tests.system.daemon import EDGE_INFER, Daemon, json_lines, serving, wait_for
 
 
@@ -169,6 +170,26 @@ def test_the_log_can_be_json_and_names_nobody(tiny_bundle_directory: Path, tmp_p
     assert {"timestamp", "level", "message"} <= lines[0].keys()
     assert any(line["message"].startswith("done ") for line in lines)
     assert "DOE" not in daemon.log
+
+
+def test_an_image_with_which_the_process_ended_ten_times_is_refused(
+    tiny_bundle_directory: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    with Ledger(state) as ledger:
+        hopeless = ledger.receive(picture(1), origin="http").id
+        for _ in range(10):
+            assert ledger.take() is not None
+            with ledger.database.transaction() as connection:  # the process ends, and is started anew
+                connection.execute("UPDATE runs SET state = 'received'")
+        ledger.receive(picture(2), origin="http")
+    with serving(tmp_path, settings(tmp_path, tiny_bundle_directory)) as daemon:
+        results = {result["id"]: result for result in daemon.wait_for_results(2)}
+        assert daemon.stop() == 0
+    assert results[hopeless]["status"] == "refused"
+    assert results[hopeless]["reason"].startswith("the daemon ended 10 times while it worked on this image")
+    assert sorted(result["status"] for result in results.values()) == ["done", "refused"]
+    assert list((state / "spool").iterdir()) == []
 
 
 def test_systemd_hears_how_it_is(tiny_bundle_directory: Path, tmp_path: Path) -> None:

@@ -361,6 +361,17 @@ def test_retention_removes_the_oldest_that_are_delivered_and_remembers_files_tha
         assert not ledger.knows("key 6")
 
 
+def test_what_was_received_before_the_clock_was_set_has_no_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(tmp_path) as ledger:
+        for name, received in (("a", "1970-01-01T00:01:00.000+00:00"), ("b", "2024-02-01T00:00:00.000+00:00")):
+            monkeypatch.setattr("edge.ledger.runs.timestamp", lambda received=received: received)
+            id, _ = receive(ledger, name)
+            ledger.take()
+            ledger.finish(result(id))
+        assert Retention(ledger.database, days=30, max_bytes=None).apply() == 1
+        assert [run["received"][:4] for run in ledger.recent(9)] == ["1970"]
+
+
 def test_what_a_killed_process_left_in_the_spool_is_swept(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         receive(ledger, "a")
