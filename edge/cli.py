@@ -247,7 +247,8 @@ def _selftest(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from edge.doctor import examine, render
 
-    bundle, public_key, daemon = options.bundle, options.public_key, []
+    bundle, public_key = options.bundle, options.public_key
+    daemon: list[Any] = []
     if options.config is not None:
         bundle, public_key, daemon = _examine_settings(options)
     findings = [*examine(bundle, public_key=configured_key(public_key)), *daemon]

@@ -11,13 +11,17 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from edge.config import Config
 from edge.doctor import Finding, _library
-from edge.errors import describe_os_error
+from edge.errors import UsageError, describe_os_error
 
 EARLIEST = 1_735_689_600
 """2025-01-01, in seconds since the epoch: before it, the clock was never set."""
+
+CONNECT_SECONDS = 3.0
+"""Time for a PACS or broker to take a connection."""
 
 START = "edge-infer serve would not start: "
 
@@ -37,6 +41,13 @@ def examine_daemon(config: Config) -> Iterator[Finding]:
         yield _certificate("http TLS", config.http.certificate, config.http.key)
     if config.dicom and config.dicom.tls_certificate and config.dicom.tls_key:
         yield _certificate("dicom TLS", config.dicom.tls_certificate, config.dicom.tls_key)
+    if config.http and config.http.tokens:
+        yield _tokens(config.http.tokens)
+    if config.http and not config.http.address.is_loopback and not config.http.certificate:
+        advice = "set http.certificate and http.key, unless a proxy before it brings TLS"
+        yield Finding("http in clear", False, f"{config.http.address} can be reached, and TLS is off", advice)
+    for what, host, port in _peers(config):
+        yield _reachable(what, host, port)
     if runs:
         return  # the ports are its own
     if config.http:
@@ -95,6 +106,36 @@ def _certificate(what: str, certificate: Path, key: Path) -> Finding:
         detail = f"{certificate} and {key} do not load: {reason}"
         return Finding(what, False, detail, f"{START}give a PEM certificate and its unencrypted key", True)
     return Finding(what, True, "certificate and key load, and belong together")
+
+
+def _tokens(path: Path) -> Finding:
+    from edge.sources.http.tokens import Tokens
+
+    try:
+        return Finding("http tokens", True, f"{len(Tokens.load(path))} clients")
+    except UsageError as error:
+        return Finding("http tokens", False, str(error), f"{START}see above", True)
+
+
+def _peers(config: Config) -> Iterator[tuple[str, str, int]]:
+    """Names, hosts and ports of what results are sent to."""
+    if config.pacs and config.pacs.host:
+        yield "pacs", config.pacs.host, config.pacs.port
+    elif config.pacs and config.pacs.url:
+        parts = urlsplit(config.pacs.url)
+        yield "pacs", parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if config.mqtt:
+        yield "mqtt", config.mqtt.host, config.mqtt.port or (8883 if config.mqtt.tls else 1883)
+
+
+def _reachable(what: str, host: str, port: int) -> Finding:
+    """Whether a TCP connection opens; what is spoken there is not asked."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Finding(what, False, f"{host}:{port}: {reason}", "results wait in the ledger until it can be reached")
+    return Finding(what, True, f"{host}:{port} takes connections")
 
 
 def _port(what: str, address: str, port: int) -> Finding:

@@ -55,6 +55,24 @@ def test_certificate_and_key_must_belong_together(tmp_path: Path) -> None:
         assert found(config)["http TLS"].ok is good
 
 
+def test_peers_and_tokens(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"curl:{'0' * 64}\n")
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        address = f'host = "127.0.0.1"\nport = {broker.getsockname()[1]}\n'
+        text = f'[mqtt]\n{address}[http]\naddress = "0.0.0.0"\nport = 0\ntokens = "{tokens}"\n'
+        config = settings(tmp_path, text)
+        tokens.chmod(0o600)
+        findings = found(config)
+        assert findings["mqtt"].ok
+        assert findings["http tokens"].ok
+        assert not findings["http in clear"].ok
+    tokens.chmod(0o622)
+    findings = found(config)
+    assert not findings["mqtt"].ok
+    assert not findings["http tokens"].ok
+
+
 def test_a_clock_that_was_never_set_is_told() -> None:
     assert not _clock(0.0).ok
 
