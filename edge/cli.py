@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("doctor", _doctor, "what this machine has, what is missing, what to do", [key])
     sub.add_argument("--bundle", type=Path, metavar="DIR", help="check this bundle's files, too")
+    sub.add_argument("--config", type=Path, metavar="F", help="check what the daemon with these settings needs, too")
 
     sub = command("passport", _passport, "what a bundle is: network, training, findings, gate, files, signature", [key])
     sub.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the bundle to describe")
@@ -246,9 +247,28 @@ def _selftest(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from edge.doctor import examine, render
 
-    findings = examine(options.bundle, public_key=configured_key(options.public_key))
+    bundle, public_key = options.bundle, options.public_key
+    daemon: list[Any] = []
+    if options.config is not None:
+        bundle, public_key, daemon = _examine_settings(options)
+    findings = [*examine(bundle, public_key=configured_key(public_key)), *daemon]
     print(render(findings, color=sys.stdout.isatty()))
     return 0 if all(finding.ok for finding in findings if finding.needed) else MachineError.exit_status
+
+
+def _examine_settings(options: argparse.Namespace) -> tuple[Path | None, Path | None, list[Any]]:
+    """The bundle and the key of the daemon's settings, and findings about the rest."""
+    from edge.config import load_config
+    from edge.doctor import Finding
+    from edge.doctor_daemon import examine_daemon
+
+    flags = {name: getattr(options, name) for name in ("bundle", "public_key") if getattr(options, name) is not None}
+    try:
+        config = load_config(options.config, flags)
+    except UsageError as error:
+        return options.bundle, options.public_key, [Finding("settings", False, str(error), "correct it", needed=True)]
+    read = Finding("settings", True, f"{options.config} can be used")
+    return config.bundle, config.public_key, [read, *examine_daemon(config)]
 
 
 def _passport(options: argparse.Namespace) -> int:
