@@ -47,14 +47,14 @@ def examine(bundle: Path | None = None, root: Path = Path("/"), *, public_key: P
     The bundle must be signed by `public_key`, if there is one. `root` holds ``proc``, ``sys``, ``etc`` and ``var``, as
     in `edge.telemetry`.
     """
-    libraries = [_library(*facts) for facts in _LIBRARIES]
+    libraries = [library(*facts) for facts in _LIBRARIES]
     tensorrt = [
         _tensorrt(),
-        _library("pycuda.driver", "pycuda", "it drives the GPU: pip install pycuda"),
+        library("pycuda.driver", "pycuda", "it drives the GPU: pip install pycuda"),
         _cuda(),
     ]
     plugin = _plugin()
-    onnxruntime = _library("onnxruntime", "onnxruntime", "it runs bundles without a GPU: pip install onnxruntime")
+    onnxruntime = library("onnxruntime", "onnxruntime", "it runs bundles without a GPU: pip install onnxruntime")
     findings = [_python(), *libraries, *_decoders(), onnxruntime, *tensorrt, plugin]
     gpu_works = all(finding.ok for finding in tensorrt)
     findings.append(_backends(gpu_works, onnxruntime.ok))
@@ -86,7 +86,7 @@ _LIBRARIES = (
 )
 
 
-def _library(module: str, package: str, advice: str, needed: bool = False) -> Finding:
+def library(module: str, package: str, advice: str, needed: bool = False) -> Finding:
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken native library may raise anything

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from edge.config import Config
-from edge.doctor import Finding, _library
+from edge.doctor import Finding, library
 from edge.errors import UsageError, describe_os_error
 
 EARLIEST = 1_735_689_600
@@ -36,7 +36,7 @@ def examine_daemon(config: Config) -> Iterator[Finding]:
         detail = "can be read" if good else f"{folder} is no folder that can be read"
         yield Finding(f"watched folder {number}", good, detail, f"{START}make it, or let this user read it", True)
     for module, package in _libraries(config):
-        yield _library(module, package, f"{START}pip install {package}", needed=True)
+        yield library(module, package, f"{START}pip install {package}", needed=True)
     if config.http and config.http.certificate and config.http.key:
         yield _certificate("http TLS", config.http.certificate, config.http.key)
     if config.dicom and config.dicom.tls_certificate and config.dicom.tls_key:
