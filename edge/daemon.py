@@ -72,6 +72,7 @@ class Server:
         self.metrics = Metrics()
         self.live = LiveState()
         self._shadow: Shadow | None = None
+        self._session: int | None = None
         self._deliverers: list[Deliverer] = []
         self._sources: list[Source] = []
 
@@ -187,7 +188,7 @@ class Server:
             deliverer.stop(SINK_SECONDS)
         if self._shadow is not None:
             self._shadow.close()
-        self._ledger.end_session(self._session)
+        self._end_session()
         log.info("stopped: %d done, %d refused", self.live.done, self.live.refused)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -216,7 +217,7 @@ class Server:
             finally:
                 notify("READY=1")
             self.metrics.reloads.labels("done").inc()
-            self._ledger.end_session(self._session)
+            self._end_session()
             self._begin_session()
             shadow, self._shadow = self._shadow, self._open_shadow(bundle)
             if shadow is not None:
@@ -257,7 +258,10 @@ class Server:
 
     def _begin_session(self) -> None:
         facts = self._runner.facts()
-        self._session = self._ledger.begin_session({**facts, "machine": machine_facts()})
+        try:
+            self._session = self._ledger.begin_session({**facts, "machine": machine_facts()})
+        except StorageFullError as error:  # it serves all the same; a report will not know of this session
+            log.error("the session is not recorded: %s", error)
         self.metrics.engine.info(
             {
                 "bundle": self.bundle.name,
@@ -267,6 +271,15 @@ class Server:
                 "backend": str(facts["backend"]),
             }
         )
+
+    def _end_session(self) -> None:
+        if self._session is None:
+            return
+        try:
+            self._ledger.end_session(self._session)
+        except StorageFullError as error:
+            log.error("the session's end is not recorded: %s", error)
+        self._session = None
 
     def note_self_test(self, figures: dict[str, Any] | None) -> None:
         """Count a self-test: its figures, or None of one that failed."""

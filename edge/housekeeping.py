@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import BundleError, BusyError, StorageFullError
+from edge.errors import BundleError, BusyError, InputRefusedError, StorageFullError
 from edge.ledger import Retention
 from edge.pipeline import Outcome
 from edge.selftest import compare, describe, golden_inputs
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 RETENTION_SECONDS = 60.0
 MEMORY_SECONDS = 5.0
-SELF_TEST_SECONDS = 60.0
-"""How long a self-test may take while images are run, too; it is tried again later if it takes longer."""
+SELF_TEST_SECONDS = 15.0
+"""How long a batch of the self-test may take among the images; it is left for the next time if it takes longer."""
 
 
 class Housekeeping:
@@ -60,13 +60,18 @@ class Housekeeping:
             self._self_test()
         # systemd starts a daemon anew that does not come here any longer, or whose backend does not answer.
         if self._watchdog is not None and now >= self._next_sign and self._server.backend_answers(self._watchdog):
-            self._next_sign = now + self._watchdog / 4
+            self._tell_watchdog()
+
+    def _tell_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._next_sign = time.monotonic() + self._watchdog / 4
             notify("WATCHDOG=1")
 
     def _retain(self, folders: list[WatchedFolder]) -> None:
-        present: set[str] = set().union(*(folder.present for folder in folders))
+        present = [folder.present for folder in folders]
         try:
-            removed = self._retention.apply(present)
+            # A folder without a file may be a share that is not mounted: what was in it stays known.
+            removed = self._retention.apply(set().union(*present) if all(present) else None)
         except StorageFullError as error:
             log.error("retention: %s", error)
             return
@@ -87,8 +92,9 @@ class Housekeeping:
         try:
             for i in range(0, len(images), bundle.batch):
                 outcomes += self._server.infer(images[i : i + bundle.batch], SELF_TEST_SECONDS)
-        except BusyError:
-            log.warning("self-test: the daemon is too busy for it, the next one is in its turn")
+                self._tell_watchdog()
+        except (BusyError, InputRefusedError):  # the second: a bundle of another size came in between
+            log.warning("self-test: the daemon is too busy for it: the next one is in its turn")
             return
         if bundle is not self._server.bundle:
             return  # it was swapped meanwhile, after a self-test of its own

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """How often the ledger is looked at, whatever was or was not told."""
 
+ANNOUNCED = 100_000
+"""Images whose time of reception is remembered at most."""
+
 Deliver = Callable[[Outcome, Bundle], None]
 
 
@@ -40,8 +43,7 @@ class Runner:
         self._more = threading.Event()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
-        self._bundle: Bundle | None = None
-        self._pipeline: Pipeline | None = None
+        self._current: tuple[Bundle, Pipeline] | None = None
         self._under_way: set[str] = set()
         self._received: dict[str, float] = {}
         self._feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
@@ -51,7 +53,7 @@ class Runner:
         pipeline = self._start(bundle)
         if not _opened(pipeline, stopped):
             return False
-        self._bundle, self._pipeline = bundle, pipeline
+        self._current = bundle, pipeline
         self._feeder.start()
         return True
 
@@ -65,7 +67,7 @@ class Runner:
             if not _opened(pipeline, stopped):
                 raise MachineError("the daemon is stopping: start it with the new bundle")
             old = self.pipeline
-            self._pipeline, self._bundle = pipeline, bundle
+            self._current = bundle, pipeline
             old.drain()
 
     def _start(self, bundle: Bundle) -> Pipeline:
@@ -73,13 +75,13 @@ class Runner:
 
     @property
     def bundle(self) -> Bundle:
-        assert self._bundle is not None
-        return self._bundle
+        assert self._current is not None
+        return self._current[0]
 
     @property
     def pipeline(self) -> Pipeline:
-        assert self._pipeline is not None
-        return self._pipeline
+        assert self._current is not None
+        return self._current[1]
 
     def check(self) -> None:
         """Raises the error that stopped the pipeline or its feeding, if one did."""
@@ -90,6 +92,8 @@ class Runner:
     def announce(self, id: str, received: float) -> None:
         """A new run is in the ledger, whose image came at `received`, in seconds of `time.monotonic`."""
         self._received[id] = received
+        if len(self._received) > ANNOUNCED:  # a run may have been finished before it was announced
+            self._received.pop(next(iter(self._received)), None)
         self._more.set()
 
     def under_way(self) -> int:
@@ -98,7 +102,9 @@ class Runner:
 
     def infer(self, images: NDArray[np.uint8], timeout: float) -> list[Outcome]:
         """Run ready images past the ledger; see `edge.service.Service.infer`."""
-        size, batch = self.bundle.input_size, self.bundle.batch
+        assert self._current is not None
+        bundle, pipeline = self._current  # another bundle's pipeline may take another size
+        size, batch = bundle.input_size, bundle.batch
         expected = f"uint8 (N, 1, {size}, {size}), N from 1 to {batch}"
         if images.dtype != np.uint8 or images.shape[1:] != (1, size, size) or not 1 <= len(images) <= batch:
             raise InputRefusedError(f"the images are {images.dtype} {images.shape}, expected {expected}: resize them")
@@ -114,7 +120,7 @@ class Runner:
         ids = [uuid.uuid4().hex for _ in images]
         self._direct.update(dict.fromkeys(ids, deliver))
         for id, image in zip(ids, images):
-            if not self._submit(Item(id, pixels=image[0]), max(0.0, end - time.monotonic())):
+            if not pipeline.submit(Item(id, pixels=image[0]), max(0.0, end - time.monotonic())):
                 self._direct.pop(id)
         with arrived:
             complete = arrived.wait_for(lambda: len(outcomes) == len(ids), max(0.0, end - time.monotonic()))
@@ -132,8 +138,8 @@ class Runner:
         """Stop at once; what is under way runs again after the next start."""
         self._stopping.set()
         self._more.set()
-        if self._pipeline is not None:
-            self._pipeline.abort()
+        if self._current is not None:
+            self.pipeline.abort()
         if self._feeder.ident is not None:
             self._feeder.join()
 
@@ -164,14 +170,10 @@ class Runner:
             self._stopping.wait(LOOK_SECONDS)
             return None
 
-    def _submit(self, item: Item, timeout: float | None = None) -> bool:
+    def _submit(self, item: Item) -> None:
         """Hand over an image to the pipeline that is in charge once there is room: it may be swapped meanwhile."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self.pipeline.submit(item, timeout=0.1):
-                return True
-            if end is not None and time.monotonic() > end:
-                return False
+        while not self.pipeline.submit(item, timeout=0.1):
+            pass
 
     def _finished(self, outcome: Outcome, bundle: Bundle) -> None:
         id = outcome.result["id"]

@@ -37,8 +37,9 @@ class Outbox:
             row = connection.execute(
                 "SELECT outbox.run, sha256, result, outbox.attempts FROM outbox JOIN runs ON id = outbox.run "
                 "JOIN finished ON finished.run = outbox.run "
-                "WHERE sink = ? AND outbox.state = 'pending' AND due <= ? ORDER BY due, cursor LIMIT 1",
-                (sink, time.time()),
+                "WHERE sink = ?1 AND outbox.state = 'pending' AND (due <= ?2 OR due > ?2 + ?3) "
+                "ORDER BY due, cursor LIMIT 1",
+                (sink, time.time(), LONGEST_PAUSE_SECONDS),  # what is due later than that: the clock was set back
             ).fetchone()
             if row is None:
                 return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from edge.errors import describe_os_error
 from edge.sinks import Delivery, SinkError
 
-TAIL_BYTES = 1 << 20
+TAIL_BYTES = 1 << 24
 """How far back a line is looked for that an earlier, interrupted attempt may have written."""
 
 
@@ -29,16 +29,22 @@ class JsonlSink:
     def deliver(self, delivery: Delivery) -> None:
         """Append the result. Raises `SinkError` if the file cannot be written."""
         try:
-            with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as file:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - (TAIL_BYTES if delivery.attempt > 1 else 1)))
                 tail = file.read()
                 if delivery.attempt > 1 and _has_line(tail, delivery.result["id"].encode()):
                     return
                 start = b"\n" if tail and not tail.endswith(b"\n") else b""  # half a line, of before a power cut
-                file.write(start + json.dumps(delivery.result).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                rest = start + json.dumps(delivery.result).encode() + b"\n"
+                try:
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                except OSError:
+                    file.truncate(size)  # no half line for each attempt on a full disk
+                    raise
+                os.fsync(descriptor)
         except OSError as error:
             raise SinkError(f"the results file: {describe_os_error(error)}") from None
 

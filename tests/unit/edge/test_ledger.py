@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,19 @@ def test_content_is_kept_until_every_sink_has_the_result(tmp_path: Path) -> None
         ledger.delivered(id, "pacs", "given up")
         assert list(ledger.spool.folder.iterdir()) == []
         assert ledger.outbox.counts() == {"mqtt": {"delivered": 1}, "pacs": {"given up": 1}}
+
+
+def test_a_clock_that_is_set_back_does_not_hold_deliveries_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(tmp_path) as ledger:
+        id, _ = receive(ledger, "a")
+        ledger.take()
+        ledger.finish(result(id), sinks=("pacs",))
+        assert ledger.outbox.next("pacs") is not None
+        ledger.outbox.postpone(id, "pacs", 20)  # the longest pause
+        assert ledger.outbox.next("pacs") is None
+        now = time.time()
+        monkeypatch.setattr("edge.ledger.outbox.time.time", lambda: now - 86400)
+        assert ledger.outbox.next("pacs") is not None
 
 
 def test_results_come_in_the_order_of_finishing_and_from_a_cursor_on(tmp_path: Path) -> None:
