@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def write_tiny_bundle(directory: Path, *, size: int = 64, batch: int = 4, **chan
     }
     write_manifest(directory, {**facts, **changes})
     return directory
+
+
+@pytest.fixture(autouse=True)
+def log_level_is_restored() -> Iterator[None]:
+    """A command that runs within the test's process sets the log's level for the whole of it."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture
