@@ -195,7 +195,7 @@ def fuzz(daemon: Daemon, directory: Path, count: int, seed: int) -> None:
     """Raises `AssertionError` if the daemon did not stand it."""
     port, pid = int(daemon.port), daemon.process.pid
     pdus = record(port, directory)
-    wait_for(lambda: "done " in daemon.log, "the recorded image")
+    wait_for(lambda: "done " in daemon.log or "refused " in daemon.log, "the recorded image")
     time.sleep(0.5)
     threads, files = usage(pid)
     rng = random.Random(seed)
