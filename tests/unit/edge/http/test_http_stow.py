@@ -144,7 +144,8 @@ def test_a_body_that_is_not_parted_is_malformed(
 ) -> None:
     response = serve().post("/studies", content=content, headers={"Content-Type": KIND})
     assert (response.status_code, set(response.json())) == (status, {"error"})
-    assert not caplog.records
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"http: refused with {status}: method POST, route /studies, from 127.0.0.1"]
 
 
 def test_what_came_before_the_break_is_kept_and_said(serve: Serve, service: FakeService) -> None:
