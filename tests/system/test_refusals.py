@@ -20,7 +20,7 @@ from typing import Any
 
 import pydicom
 import pytest
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from edge.sources.http.tokens import new_token
@@ -42,6 +42,9 @@ class Site:
         self.root = root
         self.http_port, self.dicom_port = ports
         self.token = token
+        # pynetdicom leaves a TLS socket open where the peer went first.
+        self.sockets: list[socket.socket] = []
+        self.keeping = [(evt.EVT_CONN_OPEN, lambda event: self.sockets.append(event.assoc.dul.socket.socket))]
         self.trust = ssl.create_default_context(cafile=trust)
 
     def ask(self, method: str, path: str, body: bytes = b"", source: Any = None, **headers: str) -> Answer:
@@ -65,8 +68,8 @@ class Site:
         """What an association comes to: ``established``, ``rejected <diagnostic>`` or ``aborted``."""
         entity = AE(calling)
         entity.add_requested_context(Verification)
-        how: dict[str, Any] = {"ae_title": called, "tls_args": (self.trust, "localhost")}
-        association = entity.associate("127.0.0.1", self.dicom_port, **how)
+        how: dict[str, Any] = {"tls_args": (self.trust, "localhost"), "evt_handlers": self.keeping}
+        association = entity.associate("127.0.0.1", self.dicom_port, ae_title=called, **how)
         if association.is_established:
             association.release()
             return "established"
@@ -130,7 +133,10 @@ tls_certificate = "{trust}"
 tls_key = "{key}"
 """
     with serving(place, settings) as daemon:
-        yield Site(daemon, root, ports, token, trust)
+        made = Site(daemon, root, ports, token, trust)
+        yield made
+        for connection in made.sockets:
+            connection.close()
 
 
 def evil_radiograph(path: Path, **uids: str) -> bytes:
@@ -256,7 +262,9 @@ def test_an_evil_instance_uid_by_c_store(site: Site, tmp_path: Path) -> None:
     told = re.escape("dicom: image from 127.0.0.1 refused with status 0117H: SOP Instance UID is not well-formed")
 
     def store() -> int | None:
-        sender = RawSender(site.dicom_port, calling="DX_1", tls_args=(site.trust, "localhost"))
+        sender = RawSender(
+            site.dicom_port, calling="DX_1", tls_args=(site.trust, "localhost"), evt_handlers=site.keeping
+        )
         status = sender.store(content, EVIL)
         sender.association.release()
         return status
