@@ -15,6 +15,7 @@ from typing import cast
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES
@@ -22,6 +23,7 @@ from edge.dicom.network import is_uid, silence_libraries
 from edge.dicom.pixels import TRANSFER_SYNTAXES
 from edge.dicom.reader import read_file
 from edge.errors import EdgeError, InputRefusedError, MachineError, UsageError, describe_os_error
+from edge.refusals import Refusals
 from edge.service import BusyError, Service, StorageFullError
 from edge.sources.dicom_config import DicomConfig
 from edge.sources.dicom_transport import BoundedServer, Limits
@@ -36,6 +38,13 @@ OUT_OF_RESOURCES = 0xA700
 WRONG_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
+_REJECTIONS: dict[tuple[int | None, int | None], str] = {
+    (1, 3): "its own AE title is not in `calling_aets`",
+    (1, 7): "the AE title that it calls is not `aet`",
+    (3, 2): "too many associations are open",
+}
+"""Why an association was rejected, by the answer's source and diagnostic (PS3.8 table 9-21)."""
+
 _SOP_INSTANCE = 0x0008_0018
 _HIGH_PRIORITY = 1
 _MEGABYTE = 1_000_000
@@ -47,6 +56,7 @@ class DicomServer:
     def __init__(self, service: Service, config: DicomConfig) -> None:
         self._service = service
         self._config = config
+        self._refusals = Refusals(log)
         self._server: BoundedServer | None = None
         self._thread: threading.Thread | None = None
         self._limit = min(config.max_megabytes * _MEGABYTE, service.max_bytes)
@@ -80,6 +90,7 @@ class DicomServer:
                 [(evt.EVT_C_STORE, self._store), (evt.EVT_REJECTED, self._rejected)],
                 tls=context,
                 limits=limits,
+                refusals=self._refusals,
             )
         except OSError as error:
             raise MachineError(
@@ -143,12 +154,10 @@ class DicomServer:
         return context
 
     def _rejected(self, event: evt.Event) -> None:
+        answer = cast(A_ASSOCIATE, event.assoc.acceptor.primitive)
+        reason = _REJECTIONS.get((answer.result_source, answer.diagnostic), "the protocol forbids it")
         address = event.assoc.requestor.address
-        log.warning(
-            "dicom: association from %s rejected: it calls another AE title than %s, is not in `calling_aets`, or too "
-            "many are open",
-            *(address, self._config.aet),
-        )
+        self._refusals.tell(reason, "dicom: association from %s rejected: %s", address, reason)
 
     def _store(self, event: evt.Event) -> Dataset:
         """Answer one C-STORE (PS3.4 B.2.3, PS3.7 9.1.1.1.9); whatever goes wrong, the sender gets a status."""
@@ -170,7 +179,8 @@ class DicomServer:
             status, comment = PROCESSING_FAILURE, "Not stored: internal failure"
         else:
             return _status(SUCCESS)
-        log.warning("dicom: image refused with status %04XH: %s", status, comment)
+        address = event.assoc.requestor.address
+        self._refusals.tell(comment, "dicom: image from %s refused with status %04XH: %s", address, status, comment)
         return _status(status, comment)
 
     def _take(self, event: evt.Event) -> None:

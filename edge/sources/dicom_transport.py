@@ -24,6 +24,8 @@ from pynetdicom.association import Association
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
 
+from edge.refusals import Refusals
+
 log = logging.getLogger(__name__)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -82,9 +84,10 @@ class Limits:
 class _BoundedSocket(AssociationSocket):
     """A connection whose reads are bounded in size and time, and that always gives its descriptor back."""
 
-    def __init__(self, made: AssociationSocket, limits: Limits) -> None:
+    def __init__(self, made: AssociationSocket, limits: Limits, refusals: Refusals) -> None:
         vars(self).update(vars(made))  # not by its constructor, which would announce the connection a second time
         self._limits = limits
+        self.refusals = refusals
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read `nr_bytes`, fewer where the connection ends. Raises `OSError` over a limit, which ends it."""
@@ -98,13 +101,24 @@ class _BoundedSocket(AssociationSocket):
         with memoryview(received) as view:
             while end < nr_bytes:
                 connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-                count = connection.recv_into(view[end:])
+                count = self._read(connection, view[end:])
                 if not count:
                     break
                 end += count
         connection.settimeout(self._limits.seconds)  # for what is sent
         del received[end:]
         return received
+
+    def _read(self, connection: socket.socket, view: memoryview) -> int:
+        """Read what is there; the first time, the TLS handshake comes before it."""
+        try:
+            return connection.recv_into(view)
+        except ssl.SSLEOFError:
+            raise  # it went away; who only looks whether a port is open does so
+        except ssl.SSLError as error:
+            facts = self.assoc.requestor.address, error.reason or "malformed"
+            self.refusals.tell("tls", "dicom: connection from %s refused: TLS failed (%s)", *facts)
+            raise
 
     def _check(self, length: int) -> None:
         """Refuse a PDU of `length` bytes that would take the connection, or all of them, over a limit."""
@@ -124,7 +138,8 @@ class _BoundedSocket(AssociationSocket):
             self._refuse("a second image before the first was answered")
 
     def _refuse(self, what: str) -> None:
-        log.warning("dicom: association aborted: the peer sent %s", what)
+        facts = self.assoc.requestor.address, what
+        self.refusals.tell("limit", "dicom: association from %s aborted: the peer sent %s", *facts)
         abort = A_ABORT_RQ()
         abort.source, abort.reason_diagnostic = 2, 0  # the service provider, which gives no reason
         self.send(abort.encode())  # at once: the reactor sends nothing more once the connection counts as closed
@@ -147,7 +162,7 @@ class _Handler(RequestHandler):
         made = association.dul.socket
         if made is None:
             raise OSError("the connection is closed")
-        association.dul.socket = bounded = _BoundedSocket(made, self.server.limits)
+        association.dul.socket = bounded = _BoundedSocket(made, self.server.limits, self.server.refusals)
         for thread in (association, association.dul):
             thread.run = functools.partial(_run_reactor, thread.run, bounded)  # type: ignore[method-assign]
         return association
@@ -158,7 +173,8 @@ def _run_reactor(run: Callable[[], None], connection: _BoundedSocket) -> None:
     try:
         run()
     except Exception as error:
-        log.warning("dicom: association ended: the peer broke the protocol (%s)", type(error).__name__)
+        facts = connection.assoc.requestor.address, type(error).__name__
+        connection.refusals.tell("protocol", "dicom: association from %s ended: it broke the protocol (%s)", *facts)
         log.debug("dicom", exc_info=True)
         connection._shutdown_socket()
 
@@ -176,9 +192,11 @@ class BoundedServer(AssociationServer):
         *,
         tls: ssl.SSLContext | None,
         limits: Limits,
+        refusals: Refusals,
     ) -> None:
         """Listen on `address`. Raises `OSError` if it is taken, or none of this machine's."""
         self.limits = limits
+        self.refusals = refusals
         super().__init__(
             *(entity, address, entity.ae_title, entity.supported_contexts, tls),
             evt_handlers=[*handlers, (evt.EVT_DIMSE_RECV, self._received)],
@@ -204,9 +222,11 @@ class BoundedServer(AssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Turn a connection away before anything is read from it."""
         if not self.limits.admits(client_address[0]):
-            log.warning("dicom: connection from %s refused: it is not in `addresses`", client_address[0])
+            message = "dicom: connection from %s refused: it is not in `addresses`"
+            self.refusals.tell("address", message, client_address[0])
         elif len(self.active_associations) >= self.limits.connections:
-            log.warning("dicom: connection from %s refused: too many are open", client_address[0])
+            message = "dicom: connection from %s refused: too many are open"
+            self.refusals.tell("connections", message, client_address[0])
         else:
             return True
         return False
@@ -231,7 +251,8 @@ class BoundedServer(AssociationServer):
         close_socket(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.warning("dicom: a connection could not be served", exc_info=log.isEnabledFor(logging.DEBUG))
+        self.refusals.tell("failure", "dicom: a connection could not be served")
+        log.debug("dicom", exc_info=True)
 
 
 def close_socket(connection: socket.socket) -> None:

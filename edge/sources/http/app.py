@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from edge import __version__
+from edge.refusals import Refusals
 from edge.sources.http import answers, images, kserve, stow
 from edge.sources.http.answers import Refusal, documented
 from edge.sources.http.context import Context
@@ -45,7 +46,7 @@ class Door:
         request.state.client = client
 
 
-def build_app(context: Context, registry: CollectorRegistry, door: Door | None) -> ASGIApp:
+def build_app(context: Context, registry: CollectorRegistry, door: Door | None, refusals: Refusals) -> ASGIApp:
     """The ASGI application; behind `door` lies all but health, description and the files of the page."""
     app = FastAPI(
         title="edge-infer",
@@ -63,7 +64,7 @@ def build_app(context: Context, registry: CollectorRegistry, door: Door | None) 
     interfaces = (images.router(context), stow.router(context), kserve.router(context), data_routes(context.service))
     for router in (*interfaces, _metrics(registry)):
         app.include_router(router, dependencies=authorised, responses=responses)
-    return Guard(app, context.config, registry)
+    return Guard(app, context.config, registry, refusals)
 
 
 def _metrics(registry: CollectorRegistry) -> APIRouter:

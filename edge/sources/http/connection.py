@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import socket
+import ssl
 import weakref
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from edge.refusals import Refusals
+
 LINGER_SECONDS = 2.0
 """How long what a client still sends is read, once it has been turned away."""
 SPARE_SOCKETS = 32
 """Accepted sockets beyond the connections: those in a TLS handshake, and those that are being told no."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_peer: ContextVar[str] = ContextVar("peer")
+"""Whose connection is served: asyncio serves each one in a copy of the context in which it was accepted."""
 
 
 class Connection(H11Protocol):
@@ -122,6 +132,7 @@ class Listener(socket.socket):
             accepted.close()
             raise BlockingIOError
         self._accepted.add(accepted)
+        _peer.set(address[0])
         return accepted, address
 
     @classmethod
@@ -142,3 +153,26 @@ class Listener(socket.socket):
             listener.close()
             raise
         return listener
+
+
+def plain_address(host: str) -> Address:
+    """The address in `host`, without a zone; an IPv4 address in IPv6 form as what it is."""
+    address = ipaddress.ip_address(host.split("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def tell_of_handshakes(context: ssl.SSLContext, refusals: Refusals) -> None:
+    """Have the log tell of each TLS handshake of `context` that fails, which asyncio does not."""
+
+    class TellingObject(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except ssl.SSLWantReadError:
+                raise  # it goes on once more has come
+            except ssl.SSLError as error:
+                facts = error.reason or "malformed", plain_address(_peer.get())
+                refusals.tell("tls", "http: refused: TLS handshake failed (%s), from %s", *facts)
+                raise
+
+    context.sslobject_class = TellingObject

@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edge.refusals import Refusals
 from edge.sources.http.answers import error_answer, retry_after
 from edge.sources.http.config import HttpConfig
-from edge.sources.http.connection import LINGER_SECONDS
+from edge.sources.http.connection import LINGER_SECONDS, Address, plain_address
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ ADDRESSES = 10_000
 """Addresses whose rate is remembered: the longest silent ones are forgotten first."""
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+TOLD = frozenset((400, 401, 403, 404, 405, 409, 413, 421))
+"""Refusals that the log tells of: who tries doors gets one of these. A 404 only where nothing is at the path."""
 
 
 class RateLimit:
@@ -50,9 +52,10 @@ class RateLimit:
 class Guard:
     """Wraps the application: address, rate, host name and origin on the way in; headers and metrics on the way out."""
 
-    def __init__(self, app: ASGIApp, config: HttpConfig, registry: CollectorRegistry) -> None:
+    def __init__(self, app: ASGIApp, config: HttpConfig, registry: CollectorRegistry, refusals: Refusals) -> None:
         self._app = app
         self._config = config
+        self._refusals = refusals
         self._rate = RateLimit(config.requests_per_second, config.burst)
         self._requests = Counter(
             "edge_infer_http_requests",
@@ -84,6 +87,9 @@ class Guard:
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._requests.labels(route, method, str(exchange.status or "gone")).inc()
         self._seconds.labels(route).observe(time.monotonic() - start)
+        if exchange.status in TOLD and not (exchange.status == 404 and route != "none"):
+            facts = exchange.status, method, route, client_address(scope)
+            self._refusals.tell(exchange.status, "http: refused with %d: method %s, route %s, from %s", *facts)
 
     def _refuse(self, scope: Scope) -> Response | None:
         address = client_address(scope)
@@ -159,9 +165,8 @@ class _Exchange:
 
 
 def client_address(scope: Scope) -> Address:
-    """The other end of the connection; an IPv4 address in IPv6 form as what it is."""
-    address = ipaddress.ip_address(scope["client"][0].split("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
+    """The other end of the connection."""
+    return plain_address(scope["client"][0])
 
 
 def rate_key(address: Address) -> str:

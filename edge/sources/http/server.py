@@ -13,10 +13,11 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from edge.errors import MachineError, UsageError, describe_os_error
+from edge.refusals import Refusals
 from edge.service import Service
 from edge.sources.http.app import Door, build_app
 from edge.sources.http.config import HttpConfig
-from edge.sources.http.connection import Connection, Listener
+from edge.sources.http.connection import Connection, Listener, tell_of_handshakes
 from edge.sources.http.context import Context
 from edge.sources.http.tokens import Tokens
 
@@ -36,8 +37,11 @@ class HttpServer:
         self._config = config
         self._door = Door(Tokens.load(config.tokens)) if config.tokens else None
         self._tls = _tls_context(config)
+        refusals = Refusals(log)
+        if self._tls:
+            tell_of_handshakes(self._tls, refusals)
         self._context = Context.make(service, config)
-        self._app = build_app(self._context, registry, self._door)
+        self._app = build_app(self._context, registry, self._door, refusals)
         self._listener: Listener | None = None
 
     @property

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from edge.errors import BusyError, InputRefusedError, StorageFullError
 from edge.sources.http.server import HttpServer
 from edge.sources.http.stow import INSTANCES
+from tests.system.daemon import wait_for
 from tests.unit.edge.dicom_writer import CR_CLASS, radiograph, to_bytes
 from tests.unit.edge.http.conftest import Serve
 from tests.unit.edge.http.service import FakeService
@@ -144,7 +145,9 @@ def test_a_body_that_is_not_parted_is_malformed(
 ) -> None:
     response = serve().post("/studies", content=content, headers={"Content-Type": KIND})
     assert (response.status_code, set(response.json())) == (status, {"error"})
-    assert not caplog.records
+    wait_for(lambda: bool(caplog.records))  # it is told once it is answered
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"http: refused with {status}: method POST, route /studies, from 127.0.0.1"]
 
 
 def test_what_came_before_the_break_is_kept_and_said(serve: Serve, service: FakeService) -> None:
