@@ -33,7 +33,7 @@ class Outbox:
 
     def next(self, sink: str) -> Waiting | None:
         """The delivery that `sink` is to try now, in the order of finishing; None if none is due."""
-        with self._database.transaction(durable=False) as connection:
+        with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT outbox.run, sha256, result, outbox.attempts FROM outbox JOIN runs ON id = outbox.run "
                 "JOIN finished ON finished.run = outbox.run "
@@ -41,9 +41,10 @@ class Outbox:
                 "ORDER BY due, cursor LIMIT 1",
                 (sink, time.time(), LONGEST_PAUSE_SECONDS),  # what is due later than that: the clock was set back
             ).fetchone()
-            if row is None:
-                return None
-            run, sha256, result, attempts = row
+        if row is None:
+            return None
+        run, sha256, result, attempts = row
+        with self._database.transaction(durable=False) as connection:
             connection.execute("UPDATE outbox SET attempts = ? WHERE run = ? AND sink = ?", (attempts + 1, run, sink))
         return Waiting(run, sha256, json.loads(result), attempts + 1)
 

@@ -122,6 +122,8 @@ class Ledger:
 
         What is `stat` comes first, then what has been tried the least.
         """
+        if self.waiting()[0] == 0:
+            return None  # asked each second of an idle day: nothing is written for it
         with self._database.transaction(durable=False) as connection:  # forgotten in a power cut, it is taken again
             row = connection.execute(
                 "UPDATE runs SET state = 'running', attempts = attempts + 1 WHERE id = (SELECT id FROM runs "

@@ -97,7 +97,7 @@ class DicomServer:
                 f"the DICOM server cannot listen on {where}: {error.strerror or error}: is another program using it? "
                 "Choose another `port` or `bind`"
             ) from None
-        self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="dicom", daemon=True)
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.5,), name="dicom", daemon=True)
         self._thread.start()
         tls = " with TLS" if context else ""
         log.info("dicom: listening on %s:%d as %s%s", config.bind, self.port, config.aet, tls)
