@@ -149,7 +149,7 @@ class _BoundedSocket(AssociationSocket):
         self._limits.count(id(self.assoc), 0)
         if self.assoc.dul.state_machine.current_state == AWAITING_REQUEST:
             # Else its thread waits for the request until `acse_timeout`; it takes None for that.
-            self.assoc.dul.to_user_queue.put(None)  # type: ignore[arg-type]
+            self.assoc.dul.to_user_queue.put(None)
         if self.socket is not None:
             close_socket(self.socket)
 
