@@ -359,7 +359,7 @@ class Server:
             pictures=self.config.retention.pictures,
         )
 
-    # Watched folders
+    # What housekeeping looks after
 
     @property
     def ledger(self) -> Ledger:
@@ -368,6 +368,8 @@ class Server:
     def backend_answers(self, seconds: float) -> bool:
         """Whether the backend has not been working on one batch for longer than `seconds`."""
         return self._runner.pipeline.inferring_seconds() <= seconds
+
+    # Watched folders
 
     def _knows(self, key: str) -> bool:
         return self._ledger.knows(key)
