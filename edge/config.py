@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from edge.errors import UsageError, describe_os_error
 from edge.places import default_state
+from edge.setting_types import UserPath
 from edge.sinks.mqtt_config import MqttConfig
 from edge.sinks.pacs_config import PacsConfig
 from edge.sources.dicom_config import DicomConfig
@@ -30,8 +31,6 @@ from edge.sources.http.config import HttpConfig
 from edge.sources.video_config import VideoConfig
 
 PREFIX = "EDGE_INFER_"
-
-Directory = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 
 
 def _split(value: Any) -> Any:
@@ -89,7 +88,7 @@ class MemoryConfig(Section):
 class JsonlConfig(Section):
     """``[jsonl]``: one JSON object a line."""
 
-    path: Directory = Field(description="file that results are appended to")
+    path: UserPath = Field(description="file that results are appended to")
 
 
 class Config(BaseSettings):
@@ -97,13 +96,13 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__")
 
-    bundle: Directory = Field(description="the bundle to run")
-    state: Directory = Field(default_factory=default_state, description="the ledger's place")
-    watch: Annotated[tuple[Directory, ...], NoDecode, BeforeValidator(_split)] = Field(
+    bundle: UserPath = Field(description="the bundle to run")
+    state: UserPath = Field(default_factory=default_state, description="the ledger's place")
+    watch: Annotated[tuple[UserPath, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="folders whose images are taken; in the environment separated by colons"
     )
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
-    public_key: Directory | None = Field(None, description="Ed25519 key (PEM) that must have signed the bundle")
+    public_key: UserPath | None = Field(None, description="Ed25519 key (PEM) that must have signed the bundle")
     allow_failed_gate: bool = Field(False, description="run a bundle that failed its accuracy gate")
     guard: bool = Field(True, description="refuse images that the network was not made for")
     keep_names: bool = Field(False, description="keep file names with the results (they may hold patients' names)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
@@ -18,41 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends import open_backend
-from edge.bundle import Bundle, load_bundle
+from edge.bundle import Bundle
 from edge.config import Config
 from edge.control import Control
-from edge.deliverer import Deliverer
-from edge.errors import EdgeError, InputRefusedError, MachineError, StorageFullError
-from edge.gate import require_gate
-from edge.guard import Guard
+from edge.errors import EdgeError, MachineError
 from edge.housekeeping import Housekeeping
 from edge.ledger import Ledger
 from edge.metrics import Metrics
+from edge.outcomes import Outcomes
 from edge.parts import Source, make_sinks, make_sources
-from edge.pipeline import Outcome, Pipeline, read_file
+from edge.pipeline import Outcome
 from edge.preprocess import Preprocess
 from edge.reception import Reception
-from edge.results import Timings, image_result
-from edge.runner import Runner
-from edge.selftest import open_tested
-from edge.service import BusyError, Picture, Receipt
-from edge.shadow import Shadow
+from edge.service import Picture, Receipt
+from edge.serving import Serving, load_checked
 from edge.sinks import Sink
-from edge.sources.folder import WatchedFolder
-from edge.sources.folder_events import follow
+from edge.sources.folders import Folders
 from edge.state import LiveState
 from edge.systemd import notify, notify_reloading
-from edge.telemetry import machine_facts
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-POLL_SECONDS_AT_MOST = 10.0
-ATTEMPTS = 10
-"""How often an image may be under way when the process ends, before it is refused as the likely reason."""
-SINK_SECONDS = 10.0
-"""How long a stop waits for each sink to deliver what is due; what is left is delivered after the next start."""
 
 
 class Server:
@@ -71,9 +57,6 @@ class Server:
         self._reload_lock = threading.Lock()
         self.metrics = Metrics()
         self.live = LiveState()
-        self._shadow: Shadow | None = None
-        self._session: int | None = None
-        self._deliverers: list[Deliverer] = []
         self._sources: list[Source] = []
 
     def run(self) -> int:
@@ -83,8 +66,15 @@ class Server:
         """
         config = self.config
         with self._signals(), ExitStack() as resources:
-            bundle = self._load_bundle(config)
-            folders = [WatchedFolder(folder, self._knows) for folder in config.watch]
+            bundle = load_checked(config)
+            self._folders = Folders(
+                config.watch,
+                knows=lambda key: self._ledger.knows(key),
+                receive=self._receive_file,
+                refuse=self._refuse_file,
+                max_bytes=lambda: self.max_bytes,
+                strict=config.drain,
+            )
             self._ledger = resources.enter_context(
                 Ledger(
                     config.state,
@@ -94,15 +84,19 @@ class Server:
                 )
             )
             self._reception = Reception(self._ledger, config.queue, self.metrics, self.live)
-            self._runner = Runner(self._ledger, self._open_pipeline, self._deliver)
+            self._outcomes = Outcomes(
+                self._ledger, self.metrics, self.live, lambda: self._stopping.is_set() or config.drain
+            )
+            self._serving = Serving(config, self._ledger, self.metrics, self.live, self._outcomes.record)
+            self._runner = self._serving.runner
             resources.callback(self._runner.abort)
             self._housekeeping = Housekeeping(self)
-            if self.startup(bundle, folders, resources):
-                self.main_loop(folders)
+            if self.startup(bundle, resources):
+                self.main_loop()
                 self.shutdown()
         return self.live.refused
 
-    def startup(self, bundle: Bundle, folders: list[WatchedFolder], resources: ExitStack) -> bool:
+    def startup(self, bundle: Bundle, resources: ExitStack) -> bool:
         """Open and test the backend, then the sinks and sources, in this order; False if told to stop meanwhile."""
         log.info(
             "bundle %s (%s, manifest %s...), every file verified; signature: %s",
@@ -115,31 +109,30 @@ class Server:
             log.warning("%s", bundle.notice)
         if not self._runner.open(bundle, self._stopping.is_set):
             return False
-        self._shadow = self._open_shadow(bundle)
+        self._outcomes.shadow(bundle, self.config.shadow.fraction)
         counts = self._ledger.counts()
         log.info(
             "ledger %s: %d done, %d refused, %d to take up again",
             self._ledger.path,
             *(counts.get(state, 0) for state in ("done", "refused", "received")),
         )
-        self._begin_session()
+        self._serving.begin_session()
         sinks, sources = self._make_parts()
-        for sink in sinks:
-            self._deliverers.append(Deliverer(sink, self._ledger, lambda: self.bundle))
-            resources.callback(self._deliverers[-1].stop, 0.0)
-        self._refuse_hopeless()
-        self._ledger.outbox.forget_sinks_but({deliverer.sink.name for deliverer in self._deliverers})
+        resources.callback(self._outcomes.close, 0.0)
+        self._outcomes.deliver_to(sinks, lambda: self.bundle)
+        self._outcomes.refuse_hopeless(self._runner.refusal)
+        self._runner.feed()  # not before: a result is for the sinks that are there when it is recorded
         self.metrics.add_live(self.status)
         control = Control(self.config.state, {"reload": self.reload})
         resources.callback(control.close)
-        if folders:
-            resources.callback(follow(folders, self._wake.set))
+        resources.callback(self._folders.follow(self._wake.set))
         self.live.serving = True
         for source in sources:
             source.start()
             resources.callback(source.stop)
             self._sources.append(source)
-        places = [f"watching {folder.folder}" for folder in folders] + [source.name for source in self._sources]
+        places = [f"watching {folder.folder}" for folder in self._folders.watched]
+        places += [source.name for source in self._sources]
         log.info("serving: %s", ", ".join(places) or "what the ledger holds")
         notify("READY=1", f"STATUS=serving {bundle.name}")
         return True
@@ -152,43 +145,39 @@ class Server:
                 f"a source or sink cannot be loaded ({error}): pip install 'mdconv-edge[serve]'"
             ) from None
 
-    def main_loop(self, folders: list[WatchedFolder]) -> None:
+    def main_loop(self) -> None:
         """Take what the folders offer and look after the rest, until told to stop."""
         while not self._stopping.is_set():
             start = time.monotonic()
-            for folder in folders:
-                self._take_from(folder)
+            rest = self._folders.take(self._stopping.is_set)
             self._runner.check()
             for source in self._sources:
                 source.check()
             if self._reload_asked.is_set():
                 self._reload_asked.clear()
                 threading.Thread(target=self._reload_by_signal, name="reload", daemon=True).start()
-            self._housekeeping.tick(folders)
-            if self.config.drain and self._all_is_done(folders):
+            self._housekeeping.tick(self._folders)
+            if self.config.drain and self._all_is_done():
                 return
-            # A folder of very many files takes long to look through: no more than a fifth of the time goes into that.
-            rest = min(4 * (time.monotonic() - start), POLL_SECONDS_AT_MOST)
             pause = max(POLL_SECONDS, rest)
-            if self.config.drain and not any(folder.waiting for folder in folders):
+            if self.config.drain and not self._folders.waiting:
                 pause = 0.02  # there is only the end to wait for
             self._wake.wait(pause)
             self._wake.clear()
-            self._stopping.wait(max(0.0, start + 1.25 * rest - time.monotonic()))
+            self._stopping.wait(max(0.0, start + rest - time.monotonic()))
 
     def shutdown(self) -> None:
         """Stop the sources, finish what is under way, deliver what is due."""
         log.info("stopping: finishing what is under way")
         notify("STOPPING=1")
+        self._stopping.set()  # ends a reload, too
         self.live.serving = False
         for source in self._sources:
             source.stop()
         self._runner.drain()
-        for deliverer in self._deliverers:
-            deliverer.stop(SINK_SECONDS)
-        if self._shadow is not None:
-            self._shadow.close()
-        self._end_session()
+        with self._reload_lock:
+            self._outcomes.close()
+            self._serving.end_session()
         log.info("stopped: %d done, %d refused", self.live.done, self.live.refused)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -196,8 +185,6 @@ class Server:
         signal.signal(number, signal.SIG_DFL)
         self._stopping.set()
         self._wake.set()
-
-    # The bundle
 
     def reload(self) -> dict[str, Any]:
         """Swap to the bundle that the settings name now; returns which. No image is lost or waits for it.
@@ -207,7 +194,7 @@ class Server:
         with self._reload_lock:
             notify_reloading()
             try:
-                bundle = self._load_bundle(self._load())
+                bundle = load_checked(self._load())
                 log.info("reload: %s (manifest %s...), every file verified", bundle.name, bundle.sha256[:12])
                 self._runner.swap(bundle, self._stopping.is_set)
             except EdgeError as error:
@@ -217,11 +204,8 @@ class Server:
             finally:
                 notify("READY=1")
             self.metrics.reloads.labels("done").inc()
-            self._end_session()
-            self._begin_session()
-            shadow, self._shadow = self._shadow, self._open_shadow(bundle)
-            if shadow is not None:
-                shadow.close()
+            self._serving.begin_session()
+            self._outcomes.shadow(bundle, self.config.shadow.fraction)
             for source in self._sources:
                 source.reload()
             log.info("reload: %s serves", bundle.name)
@@ -236,57 +220,6 @@ class Server:
             pass  # told in the log
         except BaseException:
             log.exception("reload")
-
-    def _load_bundle(self, config: Config) -> Bundle:
-        bundle = load_bundle(config.bundle, config.public_key)
-        require_gate(bundle.manifest, config.allow_failed_gate)
-        Preprocess.from_manifest(bundle.manifest["preprocess"])
-        Guard.from_bundle(bundle)
-        return bundle
-
-    def _open_pipeline(self, bundle: Bundle, deliver: Callable[[Outcome], None]) -> Pipeline:
-        opener = functools.partial(open_backend, bundle, self.config.backend)
-        tested = functools.partial(open_tested, bundle, opener, self.note_self_test)
-        patience, guard = self.config.queue.batch_wait_ms / 1e3, self.config.guard
-        if not guard:
-            log.warning("the guard is off: images that the network was not made for are answered too")
-        return Pipeline(bundle, tested, deliver, patience=patience, guard=guard)
-
-    def _open_shadow(self, bundle: Bundle) -> Shadow | None:
-        fraction = self.config.shadow.fraction
-        return Shadow(bundle, fraction, self.metrics) if fraction > 0 else None
-
-    def _begin_session(self) -> None:
-        facts = self._runner.facts()
-        try:
-            self._session = self._ledger.begin_session({**facts, "machine": machine_facts()})
-        except StorageFullError as error:  # it serves all the same; a report will not know of this session
-            log.error("the session is not recorded: %s", error)
-        self.metrics.engine.info(
-            {
-                "bundle": self.bundle.name,
-                "manifest": self.bundle.sha256,
-                "precision": self.bundle.precision,
-                "gate": self.bundle.gate_verdict,
-                "backend": str(facts["backend"]),
-            }
-        )
-
-    def _end_session(self) -> None:
-        if self._session is None:
-            return
-        try:
-            self._ledger.end_session(self._session)
-        except StorageFullError as error:
-            log.error("the session's end is not recorded: %s", error)
-        self._session = None
-
-    def note_self_test(self, figures: dict[str, Any] | None) -> None:
-        """Count a self-test: its figures, or None of one that failed."""
-        self.metrics.self_tests.labels("failed" if figures is None else "passed").inc()
-        if figures is not None:
-            self.metrics.self_test_difference.set(figures["difference"]["max"])
-            self.live.self_test = figures
 
     # What sources and the page may call: `edge.service.Service`
 
@@ -354,8 +287,8 @@ class Server:
             running=self._runner.under_way(),
             limit=self.config.queue.max_images,
             counts={state: counts.get(state, 0) for state in ("done", "refused")},
-            sinks={deliverer.sink.name: deliverer for deliverer in self._deliverers},
-            outbox=self._ledger.outbox.counts(),
+            sinks={deliverer.sink.name: deliverer for deliverer in self._outcomes.deliverers},
+            pending=self._ledger.outbox.pending(),
             pictures=self.config.retention.pictures,
         )
 
@@ -369,96 +302,26 @@ class Server:
         """Whether the backend has not been working on one batch for longer than `seconds`."""
         return self._runner.pipeline.inferring_seconds() <= seconds
 
+    def note_self_test(self, figures: dict[str, Any] | None) -> None:
+        self._serving.note_self_test(figures)
+
     # Watched folders
 
-    def _knows(self, key: str) -> bool:
-        return self._ledger.knows(key)
+    def _receive_file(self, content: bytes, path: Path, key: str) -> None:
+        self.receive(content, origin="folder", source=_name(path), key=key)
 
-    def _take_from(self, folder: WatchedFolder) -> None:
-        for path, key in folder.poll():
-            if self._stopping.is_set():
-                return
-            try:
-                self._receive_file(path, key)
-            except (BusyError, StorageFullError) as error:
-                if isinstance(error, StorageFullError) and self.config.drain:
-                    raise
-                folder.put_back(key)
-                log.debug("the folder waits: %s", error)
-                return
+    def _refuse_file(self, path: Path, key: str, reason: str) -> None:
+        source = _name(path) if self.config.keep_names else None
+        result = self._runner.refusal(uuid.uuid4().hex, None, source, reason)
+        self._outcomes.refuse_unread(key, "folder", result)
 
-    def _receive_file(self, path: Path, key: str) -> None:
-        source = os.fsencode(path.name).decode("utf-8", "replace") if self.config.keep_names else None
-        try:
-            self.receive(read_file(path, self.max_bytes), origin="folder", source=source, key=key)
-        except InputRefusedError as error:
-            if path.exists():  # else it was taken away again, and there is nothing to report
-                self._refuse_unread(key, source, str(error))
-            return
-
-    def _refuse_hopeless(self) -> None:
-        """Refuse the images that may be what ended the process, time and again."""
-        for run in self._ledger.take_hopeless(ATTEMPTS):
-            reason = f"the daemon ended {run.attempts} times while it worked on this image: look at it elsewhere"
-            result = self._refusal(run.id, run.sha256, run.source, reason)
-            self._ledger.finish(result, sinks=self._sinks())
-            self._finished(result)
-
-    def _refuse_unread(self, key: str, source: str | None, reason: str) -> None:
-        result = self._refusal(uuid.uuid4().hex, None, source, reason)
-        self._ledger.refuse_unread(key=key, origin="folder", result=result, sinks=self._sinks())
-        self._finished(result)
-
-    def _refusal(self, id: str, sha256: str | None, source: str | None, reason: str) -> dict[str, Any]:
-        return image_result(
-            id=id,
-            source=source,
-            sha256=sha256,
-            timings=Timings(),
-            bundle=self.bundle.sha256,
-            gate=self.bundle.gate_verdict,
-            backend=self._runner.pipeline.backend_name,
-            reason=reason,
-        )
-
-    def _all_is_done(self, folders: list[WatchedFolder]) -> bool:
+    def _all_is_done(self) -> bool:
         return (
-            not any(folder.waiting for folder in folders)
+            not self._folders.waiting
             and not any(source.running() for source in self._sources)
             and self._runner.under_way() == 0
             and self._ledger.waiting()[0] == 0
         )
-
-    # Outcomes
-
-    def _sinks(self) -> list[str]:
-        return [deliverer.sink.name for deliverer in self._deliverers]
-
-    def _deliver(self, outcome: Outcome, bundle: Bundle) -> None:
-        picture = None if outcome.pixels is None else Picture(outcome.pixels, outcome.cam, bundle.labels)
-        while True:
-            try:
-                self._ledger.finish(outcome.result, picture, self._sinks())
-                break
-            except StorageFullError as error:
-                # The result is computed and its image is safe: it waits for space, and so do all behind it.
-                if self._stopping.is_set() or self.config.drain:
-                    raise
-                log.error("results wait: %s", error)
-                self._stopping.wait(1.0)
-        self._finished(outcome.result)
-        if self._shadow is not None:
-            self._shadow.offer(outcome.result, outcome.pixels)
-
-    def _finished(self, result: dict[str, Any]) -> None:
-        self.live.note(result)
-        self.metrics.observe(result)
-        for deliverer in self._deliverers:
-            deliverer.wake()
-        if result["status"] == "done":
-            log.info("done %s in %.1f ms", result["id"], result["timings_ms"]["total"])
-        else:
-            log.warning("refused %s: %s", result["id"], result["reason"])
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -478,3 +341,7 @@ class Server:
         """Finish what is under way and end with an error, for the supervisor to start a fresh process."""
         self.shutdown()
         raise MachineError(why)
+
+
+def _name(path: Path) -> str:
+    return os.fsencode(path.name).decode("utf-8", "replace")

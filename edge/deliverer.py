@@ -76,12 +76,12 @@ class Deliverer:
         except SinkRefusedError as error:
             self.failed += 1
             self.error = str(error)
-            self._ledger.delivered(run, name, "given up")
+            self._ledger.delivered(waiting, name, "given up")
             log.error("%s will never take %s: %s", name, run, error)
         except Exception as error:
             # A sink's own mistake must not end its thread: it is told, and the result is kept and tried again.
             self.error = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__} in the sink"
-            pause = self._ledger.outbox.postpone(run, name, waiting.attempt)
+            pause = self._ledger.outbox.postpone(waiting, name)
             log.warning(
                 "%s did not take %s (try %d, again in %.0f s): %s", name, run, waiting.attempt, pause, self.error
             )
@@ -89,5 +89,5 @@ class Deliverer:
         else:
             self.delivered += 1
             self.error = None
-            self._ledger.delivered(run, name)
+            self._ledger.delivered(waiting, name)
             log.debug("%s took %s in %.1f ms", name, run, (time.monotonic() - start) * 1e3)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
-import socket
-import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from edge.config import Config
 from edge.doctor import Finding, library
-from edge.errors import UsageError, describe_os_error
+from edge.doctor_network import START, examine_network
+from edge.errors import EdgeError, MachineError
+from edge.ledger import LEDGER, check_version
+from edge.telemetry import machine_facts
 
 EARLIEST = 1_735_689_600
 """2025-01-01, in seconds since the epoch: before it, the clock was never set."""
 
-CONNECT_SECONDS = 3.0
-"""Time for a PACS or broker to take a connection."""
-
-START = "edge-infer serve would not start: "
+UNIT = "edge-infer"
+"""The service's name in systemd."""
 
 
 def examine_daemon(config: Config) -> Iterator[Finding]:
@@ -31,29 +29,17 @@ def examine_daemon(config: Config) -> Iterator[Finding]:
     runs = _runs(config.state)
     yield _clock(time.time())
     yield _state(config, runs)
+    yield _memory(config.memory.limit_mb, machine_facts()["memory_mb"])
     for number, folder in enumerate(config.watch, 1):
         good = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
         detail = "can be read" if good else f"{folder} is no folder that can be read"
         yield Finding(f"watched folder {number}", good, detail, f"{START}make it, or let this user read it", True)
     for module, package in _libraries(config):
         yield library(module, package, f"{START}pip install {package}", needed=True)
-    if config.http and config.http.certificate and config.http.key:
-        yield _certificate("http TLS", config.http.certificate, config.http.key)
-    if config.dicom and config.dicom.tls_certificate and config.dicom.tls_key:
-        yield _certificate("dicom TLS", config.dicom.tls_certificate, config.dicom.tls_key)
-    if config.http and config.http.tokens:
-        yield _tokens(config.http.tokens)
-    if config.http and not config.http.address.is_loopback and not config.http.certificate:
-        advice = "set http.certificate and http.key, unless a proxy before it brings TLS"
-        yield Finding("http in clear", False, f"{config.http.address} can be reached, and TLS is off", advice)
-    for what, host, port in _peers(config):
-        yield _reachable(what, host, port)
-    if runs:
-        return  # the ports are its own
-    if config.http:
-        yield _port("http port", str(config.http.address), config.http.port)
-    if config.dicom:
-        yield _port("dicom port", config.dicom.bind, config.dicom.port)
+    for number, video in enumerate(config.video, 1):
+        yield _video(f"video {number}", video.address.get_secret_value())
+    yield from examine_network(config, runs=runs)
+    yield _supervisor()
 
 
 def _clock(now: float) -> Finding:
@@ -80,6 +66,11 @@ def _state(config: Config, runs: bool) -> Finding:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         detail = f"{place} is no directory that this user can write"
         return Finding("state", False, detail, f"{START}choose another `state`, or its owner", True)
+    try:
+        if (config.state / LEDGER).exists():
+            check_version(config.state)
+    except MachineError as error:
+        return Finding("state", False, str(error), f"{START}see above", True)
     free, least = shutil.disk_usage(place).free // 1_000_000, config.queue.min_free_mb
     detail = f"{config.state}: {free} MB free" + ("; a daemon runs with it" if runs else "")
     return Finding("state", free > least, detail, f"queue.min_free_mb is {least}: images are refused; free some", True)
@@ -97,56 +88,34 @@ def _libraries(config: Config) -> Iterator[tuple[str, str]]:
         yield "paho.mqtt.client", "paho-mqtt"
 
 
-def _certificate(what: str, certificate: Path, key: Path) -> Finding:
-    """Whether they load, and belong together. An encrypted key counts as one that does not load."""
+def _memory(limit: int | None, total: int | str) -> Finding:
+    detail = "no limit is set" if limit is None else f"it ends, to be started again, above {limit} MB"
+    if limit is None or isinstance(total, str):
+        return Finding("memory limit", True, detail)
+    advice = "the system would end it first: set memory.limit_mb below that"
+    return Finding("memory limit", limit < total, f"{detail}; the machine has {total} MB", advice)
+
+
+def _video(what: str, address: str) -> Finding:
+    """Whether OpenCV can open such an address, and a file or camera is there. The address is not shown."""
+    from edge.sources.video_config import describe, kind_of
+    from edge.sources.video_frames import require
+
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        reason = (isinstance(error, ssl.SSLError) and error.reason) or type(error).__name__
-        detail = f"{certificate} and {key} do not load: {reason}"
-        return Finding(what, False, detail, f"{START}give a PEM certificate and its unencrypted key", True)
-    return Finding(what, True, "certificate and key load, and belong together")
+        require(address)
+    except EdgeError as error:
+        return Finding(what, False, str(error), f"{START}see above", True)
+    if kind_of(address) == "camera" and not os.access(address, os.R_OK | os.W_OK):
+        advice = "frames come once it is there, and this user may use it: add it to the group video"
+        return Finding(what, False, f"{address} cannot be opened", advice)
+    return Finding(what, True, f"OpenCV can open {describe(address)}")
 
 
-def _tokens(path: Path) -> Finding:
-    from edge.sources.http.tokens import Tokens
-
-    try:
-        return Finding("http tokens", True, f"{len(Tokens.load(path))} clients")
-    except UsageError as error:
-        return Finding("http tokens", False, str(error), f"{START}see above", True)
-
-
-def _peers(config: Config) -> Iterator[tuple[str, str, int]]:
-    """Names, hosts and ports of what results are sent to."""
-    if config.pacs and config.pacs.host:
-        yield "pacs", config.pacs.host, config.pacs.port
-    elif config.pacs and config.pacs.url:
-        parts = urlsplit(config.pacs.url)
-        yield "pacs", parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    if config.mqtt:
-        yield "mqtt", config.mqtt.host, config.mqtt.port or (8883 if config.mqtt.tls else 1883)
-
-
-def _reachable(what: str, host: str, port: int) -> Finding:
-    """Whether a TCP connection opens; what is spoken there is not asked."""
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Finding(what, False, f"{host}:{port}: {reason}", "results wait in the ledger until it can be reached")
-    return Finding(what, True, f"{host}:{port} takes connections")
-
-
-def _port(what: str, address: str, port: int) -> Finding:
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
-            probe.bind(place)
-    except OSError as error:
-        taken = "another program listens there" if error.errno == errno.EADDRINUSE else describe_os_error(error)
-        return Finding(what, False, f"{address}:{port}: {taken}", f"{START}choose another port or address", True)
-    return Finding(what, True, f"{address}:{port} is free" if port else "any free one")
+def _supervisor() -> Finding:
+    """Whether systemd starts the daemon with the machine, and again when it ended."""
+    what, advice = "service", "edge-infer unit prints a systemd unit: docs/service.md"
+    if not Path("/run/systemd/system").is_dir():
+        return Finding(what, False, "systemd does not run here", "let another supervisor start it again when it ends")
+    asked = subprocess.run(["systemctl", "is-enabled", UNIT], capture_output=True, text=True, timeout=10)
+    state = asked.stdout.strip() or "not installed"
+    return Finding(what, state == "enabled", f"{UNIT}.service is {state}", advice)

@@ -13,7 +13,7 @@ from edge.errors import BundleError, BusyError, InputRefusedError, StorageFullEr
 from edge.ledger import Retention
 from edge.pipeline import Outcome
 from edge.selftest import compare, describe, golden_inputs
-from edge.sources.folder import WatchedFolder
+from edge.sources.folders import Folders
 from edge.systemd import notify, watchdog_seconds
 from edge.telemetry import rss_mb
 
@@ -46,7 +46,7 @@ class Housekeeping:
         self._next_self_test = now + config.self_test.every_hours * 3600
         self._next_sign = now
 
-    def tick(self, folders: list[WatchedFolder]) -> None:
+    def tick(self, folders: Folders) -> None:
         """Do what is due. Raises `BundleError` if the self-test fails, `MachineError` over the memory limit."""
         now = time.monotonic()
         if now >= self._next_retention:
@@ -67,11 +67,9 @@ class Housekeeping:
             self._next_sign = time.monotonic() + self._watchdog / 4
             notify("WATCHDOG=1")
 
-    def _retain(self, folders: list[WatchedFolder]) -> None:
-        present = [folder.present for folder in folders]
+    def _retain(self, folders: Folders) -> None:
         try:
-            # A folder without a file may be a share that is not mounted: what was in it stays known.
-            removed = self._retention.apply(set().union(*present) if all(present) else None)
+            removed = self._retention.apply(folders.present)
         except StorageFullError as error:
             log.error("retention: %s", error)
             return

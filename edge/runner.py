@@ -16,6 +16,7 @@ from edge.bundle import Bundle
 from edge.errors import BusyError, InputRefusedError, MachineError, StorageFullError
 from edge.ledger import Ledger, Run
 from edge.pipeline import Item, Outcome, Pipeline
+from edge.results import Timings, image_result
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,16 @@ class Runner:
         self._feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
 
     def open(self, bundle: Bundle, stopped: Callable[[], bool]) -> bool:
-        """Open `bundle`'s pipeline and start to feed it; False if `stopped` came first. Raises what opening raises."""
+        """Open `bundle`'s pipeline; False if `stopped` came first. Raises what opening raises."""
         pipeline = self._start(bundle)
         if not _opened(pipeline, stopped):
             return False
         self._current = bundle, pipeline
-        self._feeder.start()
         return True
+
+    def feed(self) -> None:
+        """Start to run what the ledger holds."""
+        self._feeder.start()
 
     def swap(self, bundle: Bundle, stopped: Callable[[], bool]) -> None:
         """Run new images with `bundle`, once its backend is open and self-tested; the old one finishes what it has.
@@ -128,6 +132,19 @@ class Runner:
             raise BusyError(f"no result within {timeout:g} s: the images before it take longer; come again", 1.0)
         return [outcomes[id] for id in ids]
 
+    def refusal(self, id: str, sha256: str | None, source: str | None, reason: str) -> dict[str, Any]:
+        """The result of an image that is refused without a run."""
+        return image_result(
+            id=id,
+            source=source,
+            sha256=sha256,
+            timings=Timings(),
+            bundle=self.bundle.sha256,
+            gate=self.bundle.gate_verdict,
+            backend=self.pipeline.backend_name,
+            reason=reason,
+        )
+
     def drain(self) -> None:
         """Finish what is under way. Raises the error that stopped the pipeline, if one did."""
         self._stop_feeding()
@@ -137,16 +154,15 @@ class Runner:
     def abort(self) -> None:
         """Stop at once; what is under way runs again after the next start."""
         self._stopping.set()
-        self._more.set()
         if self._current is not None:
             self.pipeline.abort()
-        if self._feeder.ident is not None:
-            self._feeder.join()
+        self._stop_feeding()
 
     def _stop_feeding(self) -> None:
         self._stopping.set()
         self._more.set()
-        self._feeder.join()
+        if self._feeder.ident is not None:
+            self._feeder.join()
 
     def _feed(self) -> None:
         try:

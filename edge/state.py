@@ -65,7 +65,7 @@ class LiveState:
         limit: int,
         counts: dict[str, int],
         sinks: Mapping[str, Deliverer],
-        outbox: Mapping[str, Mapping[str, int]],
+        pending: Mapping[str, int],
         pictures: bool,
         root: Path = Path("/"),
     ) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class LiveState:
             "latency_ms": latencies,
             "sinks": {
                 name: {
-                    "pending": outbox.get(name, {}).get("pending", 0),
+                    "pending": pending.get(name, 0),
                     "delivered": deliverer.delivered,
                     "failed": deliverer.failed,
                     "error": deliverer.error,

@@ -17,7 +17,7 @@ from edge.ledger.outbox import Outbox, Waiting
 from edge.ledger.retention import Retention
 from edge.ledger.runs import Ledger, Run, file_key
 from edge.ledger.spool import Spool
-from edge.ledger.view import LedgerView, read_ledger
+from edge.ledger.view import LedgerView, check_version, read_ledger
 
 __all__ = [
     "LEDGER",
@@ -30,6 +30,7 @@ __all__ = [
     "Run",
     "Spool",
     "Waiting",
+    "check_version",
     "file_key",
     "read_ledger",
 ]

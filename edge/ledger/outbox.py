@@ -19,6 +19,8 @@ class Waiting:
     """One result that a sink is to get."""
 
     run: str
+    cursor: int
+    """The result's: a run that was refused may be run again meanwhile, and then has another result."""
     sha256: str | None
     result: dict[str, Any]
     attempt: int
@@ -33,31 +35,46 @@ class Outbox:
 
     def next(self, sink: str) -> Waiting | None:
         """The delivery that `sink` is to try now, in the order of finishing; None if none is due."""
+        now = time.time()
         with self._database.reading() as connection:
-            row = connection.execute(
-                "SELECT outbox.run, sha256, result, outbox.attempts FROM outbox JOIN runs ON id = outbox.run "
-                "JOIN finished ON finished.run = outbox.run "
-                "WHERE sink = ?1 AND outbox.state = 'pending' AND (due <= ?2 OR due > ?2 + ?3) "
-                "ORDER BY due, cursor LIMIT 1",
-                (sink, time.time(), LONGEST_PAUSE_SECONDS),  # what is due later than that: the clock was set back
-            ).fetchone()
+            # What is due later than the longest pause: the clock was set back. Two queries, so that the index serves
+            # each: a sink may have been down for very many results.
+            row = self._first(connection, sink, "due <= ?", now)
+            row = row or self._first(connection, sink, "due > ?", now + LONGEST_PAUSE_SECONDS)
         if row is None:
             return None
-        run, sha256, result, attempts = row
+        run, cursor, sha256, result, attempts = row
         with self._database.transaction(durable=False) as connection:
             connection.execute("UPDATE outbox SET attempts = ? WHERE run = ? AND sink = ?", (attempts + 1, run, sink))
-        return Waiting(run, sha256, json.loads(result), attempts + 1)
-
-    def postpone(self, run: str, sink: str, attempt: int) -> float:
-        """Try again later, after a pause that doubles with each attempt; returns its seconds."""
-        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempt - 1, 20), LONGEST_PAUSE_SECONDS)
-        with self._database.transaction() as connection:
-            connection.execute("UPDATE outbox SET due = ? WHERE run = ? AND sink = ?", (time.time() + pause, run, sink))
-        return pause
+        return Waiting(run, cursor, sha256, json.loads(result), attempts + 1)
 
     @staticmethod
-    def settle(connection: sqlite3.Connection, run: str, sink: str, state: str) -> None:
-        connection.execute("UPDATE outbox SET state = ? WHERE run = ? AND sink = ?", (state, run, sink))
+    def _first(connection: sqlite3.Connection, sink: str, condition: str, moment: float) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = connection.execute(
+            "SELECT outbox.run, cursor, sha256, result, outbox.attempts FROM outbox JOIN runs ON id = outbox.run "
+            f"JOIN finished ON finished.run = outbox.run WHERE sink = ? AND outbox.state = 'pending' AND {condition} "
+            "ORDER BY due LIMIT 1",
+            (sink, moment),
+        ).fetchone()
+        return row
+
+    def postpone(self, waiting: Waiting, sink: str) -> float:
+        """Try again later, after a pause that doubles with each attempt; returns its seconds."""
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(waiting.attempt - 1, 20), LONGEST_PAUSE_SECONDS)
+        with self._database.transaction() as connection:
+            self._set(connection, "due", time.time() + pause, waiting, sink)
+        return pause
+
+    def settle(self, connection: sqlite3.Connection, waiting: Waiting, sink: str, state: str) -> None:
+        self._set(connection, "state", state, waiting, sink)
+
+    @staticmethod
+    def _set(connection: sqlite3.Connection, column: str, value: object, waiting: Waiting, sink: str) -> None:
+        connection.execute(
+            f"UPDATE outbox SET {column} = ? WHERE run = ? AND sink = ? "
+            "AND EXISTS (SELECT 1 FROM finished WHERE cursor = ? AND run = outbox.run)",
+            (value, waiting.run, sink, waiting.cursor),
+        )
 
     def forget_sinks_but(self, sinks: set[str]) -> int:
         """Give up what is pending for sinks that are no longer configured; returns how many deliveries that were."""
@@ -67,10 +84,9 @@ class Outbox:
                 f"UPDATE outbox SET state = 'given up' WHERE state = 'pending' AND sink NOT IN ({marks})", tuple(sinks)
             ).rowcount
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """For each sink, the number of deliveries by state."""
-        found: dict[str, dict[str, int]] = {}
+    def pending(self) -> dict[str, int]:
+        """For each sink that still has to get any, how many."""
         with self._database.reading() as connection:
-            for sink, state, count in connection.execute("SELECT sink, state, count(*) FROM outbox GROUP BY 1, 2"):
-                found.setdefault(sink, {})[state] = count
-        return found
+            return dict(
+                connection.execute("SELECT sink, count(*) FROM outbox WHERE state = 'pending' GROUP BY sink").fetchall()
+            )

@@ -18,7 +18,7 @@ import numpy as np
 
 from edge.errors import MachineError
 from edge.ledger.database import Database
-from edge.ledger.outbox import Outbox
+from edge.ledger.outbox import Outbox, Waiting
 from edge.ledger.spool import Spool
 from edge.results import timestamp
 from edge.service import Picture, Receipt
@@ -90,20 +90,24 @@ class Ledger:
             known = _find(connection, sha256, instance)
         if known is None or known[1] == "refused":
             self.spool.write(sha256, content)  # outside of the transaction, which others wait for
-        with self._database.transaction() as connection:
-            run, state = _find(connection, sha256, instance) or (uuid.uuid4().hex, None)
-            new = state in (None, "refused")
-            if new:
-                if not self.spool.holds(sha256):  # what was refused before was cleared away meanwhile
-                    self.spool.write(sha256, content)
-                connection.execute("DELETE FROM runs WHERE id = ?", (run,))
-                connection.execute(
-                    "INSERT INTO runs (id, sha256, instance, origin, stat, state, bytes, source, received) "
-                    "VALUES (?, ?, ?, ?, ?, 'received', ?, ?, ?)",
-                    (run, sha256, instance, origin, int(stat), len(content), source, timestamp()),
-                )
-            if key is not None:
-                connection.execute("INSERT OR REPLACE INTO seen (key, run) VALUES (?, ?)", (key, run))
+        with self._database.alone():
+            with self._database.transaction() as connection:
+                run, state = _find(connection, sha256, instance) or (uuid.uuid4().hex, None)
+                new = state in (None, "refused")
+                if new:
+                    if not self.spool.holds(sha256):  # what was refused before was cleared away meanwhile
+                        self.spool.write(sha256, content)
+                    connection.execute("DELETE FROM runs WHERE id = ?", (run,))
+                    connection.execute(
+                        "INSERT INTO runs (id, sha256, instance, origin, stat, state, bytes, source, received) "
+                        "VALUES (?, ?, ?, ?, ?, 'received', ?, ?, ?)",
+                        (run, sha256, instance, origin, int(stat), len(content), source, timestamp()),
+                    )
+                if key is not None:
+                    connection.execute("INSERT OR REPLACE INTO seen (key, run) VALUES (?, ?)", (key, run))
+                wanted = connection.execute("SELECT 1 FROM runs WHERE sha256 = ? AND bytes > 0", (sha256,)).fetchone()
+            if wanted is None:  # another sender of the same image came first, and its run is finished already
+                self.spool.remove(sha256)
         return Receipt(run, sha256, new)
 
     def refuse_unread(self, *, key: str, origin: str, result: Mapping[str, Any], sinks: Iterable[str] = ()) -> None:
@@ -115,7 +119,7 @@ class Ledger:
                 (result["id"], origin, result["source"], timestamp(), json.dumps(result)),
             )
             connection.execute("INSERT OR REPLACE INTO seen (key, run) VALUES (?, ?)", (key, result["id"]))
-            _report(connection, result["id"], sinks)
+            report(connection, result["id"], sinks)
 
     def take(self) -> Run | None:
         """The next received run, now ``running``; None if there is none.
@@ -164,25 +168,25 @@ class Ledger:
                     raise MachineError(f"{self.path}: run {result['id']} is not under way: was the ledger edited?")
                 if picture is not None and (self._keep_pictures or (self._lend_pictures and sinks)):
                     connection.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (result["id"], *_packed(picture)))
-                cursor = _report(connection, result["id"], sinks)
+                cursor = report(connection, result["id"], sinks)
             if not sinks:
                 # After the transaction: a kill between the two must leave a file too many, never one too few. Alone:
                 # the same content may be handed over again as soon as it ends.
                 self.spool.remove(row[0])
         return cursor
 
-    def delivered(self, run: str, sink: str, state: str = "delivered") -> None:
+    def delivered(self, waiting: Waiting, sink: str, state: str = "delivered") -> None:
         """Record that `sink` has a result, or that it is given up; the last one lets go of the image's content."""
         with self._database.alone():
             with self._database.transaction() as connection:
-                self.outbox.settle(connection, run, sink, state)
+                self.outbox.settle(connection, waiting, sink, state)
                 row = connection.execute(
                     "UPDATE runs SET bytes = 0 WHERE id = ?1 AND state IN ('done', 'refused') AND NOT EXISTS "
                     "(SELECT 1 FROM outbox WHERE run = ?1 AND state = 'pending') RETURNING sha256",
-                    (run,),
+                    (waiting.run,),
                 ).fetchone()
                 if row is not None and not self._keep_pictures:
-                    connection.execute("DELETE FROM pictures WHERE run = ?", (run,))
+                    connection.execute("DELETE FROM pictures WHERE run = ?", (waiting.run,))
             if row is not None and row[0] is not None:
                 self.spool.remove(row[0])  # after the transaction, and alone, as in `finish`
 
@@ -281,13 +285,14 @@ def _find(connection: sqlite3.Connection, sha256: str, instance: str | None) -> 
     return None
 
 
-def _report(connection: sqlite3.Connection, run: str, sinks: Iterable[str]) -> int:
+def report(connection: sqlite3.Connection, run: str, sinks: Iterable[str]) -> int:
     """Give a finished run its place in the order, and each sink its copy to deliver."""
-    cursor = connection.execute("INSERT INTO finished (run) VALUES (?) RETURNING cursor", (run,)).fetchone()[0]
+    cursor = int(connection.execute("INSERT INTO finished (run) VALUES (?) RETURNING cursor", (run,)).fetchone()[0])
+    due = cursor * 1e-6  # long past, and in the order of finishing
     connection.executemany(
-        "INSERT INTO outbox (run, sink, state, due) VALUES (?, ?, 'pending', 0)", [(run, sink) for sink in sinks]
+        "INSERT INTO outbox (run, sink, state, due) VALUES (?, ?, 'pending', ?)", [(run, sink, due) for sink in sinks]
     )
-    return int(cursor)
+    return cursor
 
 
 def _packed(picture: Picture) -> tuple[str, bytes, bytes | None]:

@@ -23,16 +23,34 @@ class LedgerView:
     """The sessions, oldest first: ``started``, ``stopped`` (None if killed or still serving) and their facts."""
 
 
+def check_version(state: Path) -> None:
+    """Raises `MachineError` if the ledger in `state` cannot be read, or is not of this version."""
+    path = state / LEDGER
+    try:
+        with closing(_opened(path)) as connection:
+            _check_version(path, connection)
+    except sqlite3.Error as error:
+        raise translated(path, error) from None
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+
+
+def _check_version(path: Path, connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        raise MachineError(f"{path} is of version {version}, this program reads {VERSION}: check --state")
+
+
 def read_ledger(state: Path) -> LedgerView:
     """Read the ledger in `state`, also while a daemon writes to it. Raises `MachineError` if there is none."""
     path = state / LEDGER
     if not path.is_file():
         raise MachineError(f"no ledger at {path}: check --state, or run `edge-infer serve` first")
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version != VERSION:
-                raise MachineError(f"{path} is of version {version}, this program reads {VERSION}: check --state")
+        with closing(_opened(path)) as connection:
+            _check_version(path, connection)
             results = connection.execute(
                 "SELECT result FROM runs WHERE result IS NOT NULL ORDER BY received"
             ).fetchall()

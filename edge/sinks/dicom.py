@@ -37,6 +37,10 @@ class PacsSink:
             return
         self._sender.send(self._objects(delivery, delivery.content))
 
+    def verify(self) -> str:
+        """Ask the PACS whether it knows us; returns what it did. Raises `SinkError`. Sends no object."""
+        return self._sender.verify()
+
     def close(self) -> None:
         self._sender.close()
 

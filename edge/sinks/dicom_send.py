@@ -17,6 +17,8 @@ from edge.sinks import SinkError, SinkRefusedError
 
 if TYPE_CHECKING:
     import requests
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
 
 _ALREADY_THERE = 0x0111
 """Duplicate SOP instance: an earlier attempt arrived, and its answer did not."""
@@ -28,6 +30,8 @@ class Sender(Protocol):
     """Hands objects over; returns once the other side has stored all of them."""
 
     def send(self, datasets: Sequence[Dataset]) -> None: ...
+
+    def verify(self) -> str: ...
 
     def close(self) -> None: ...
 
@@ -52,24 +56,12 @@ class AssociationSender:
         """Raises `SinkError` if the PACS cannot be reached or is busy, `SinkRefusedError` if it refuses an object."""
         from pynetdicom import build_context
 
-        host, port = self._where
-        contexts = [
-            build_context(sop_class, syntax)
-            for sop_class, syntax in sorted({(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in datasets})
-        ]
-        tls = (self._tls, host) if self._tls else None
-        try:
-            association = self._entity.associate(
-                host,
-                port,
-                contexts=contexts,
-                ae_title=self._called,
-                tls_args=tls,
-            )
-        except OSError:  # the name has no address
-            raise SinkError(f"the PACS {host} cannot be found: check `host`") from None
-        if not association.is_established:
-            raise SinkError(self._why_not(association.is_rejected))
+        association = self._associate(
+            [
+                build_context(sop_class, syntax)
+                for sop_class, syntax in sorted({(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in datasets})
+            ]
+        )
         refused: SinkRefusedError | None = None
         try:
             for dataset in datasets:
@@ -83,8 +75,42 @@ class AssociationSender:
         if refused is not None:
             raise refused
 
+    def verify(self) -> str:
+        """C-ECHO (PS3.4 annex A). Raises `SinkError` if the PACS does not answer it with success."""
+        from pynetdicom import build_context
+        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+        host, port = self._where
+        association = self._associate([build_context(Verification)])
+        try:
+            status = association.send_c_echo().get("Status")
+        except (ValueError, RuntimeError):  # it does not take C-ECHO, or ended the association
+            status = None
+        finally:
+            association.release()
+        if status != 0:
+            raise SinkError(f"the PACS {host}:{port} let us in, and did not answer C-ECHO")
+        return f"{self._called} at {host}:{port} let {self._entity.ae_title} in, and answered C-ECHO"
+
     def close(self) -> None:
         """Nothing is kept open between calls."""
+
+    def _associate(self, contexts: list[PresentationContext]) -> Association:
+        host, port = self._where
+        tls = (self._tls, host) if self._tls else None
+        try:
+            association = self._entity.associate(
+                host,
+                port,
+                contexts=contexts,
+                ae_title=self._called,
+                tls_args=tls,
+            )
+        except OSError:  # the name has no address
+            raise SinkError(f"the PACS {host} cannot be found: check `host`") from None
+        if not association.is_established:
+            raise SinkError(self._why_not(association.is_rejected))
+        return association
 
     def _why_not(self, rejected: bool) -> str:
         host, port = self._where
@@ -121,6 +147,7 @@ class WebSender:
         session.headers["Accept"] = "application/dicom+json"
         session.hooks["response"].append(_bare_content_type)
         self._session = session
+        self._timeout = timeout
         # Sent in one piece: not every server takes a chunked request.
         self._client = DICOMwebClient(url, session=session, timeout=timeout, chunk_size=1 << 30)
         self._client.set_http_retry_params(retry=False)
@@ -136,10 +163,7 @@ class WebSender:
             self._check_http(error)
             return
         except requests.RequestException as error:
-            raise SinkError(
-                f"the DICOMweb server {self._host} cannot be reached ({type(error).__name__}): check `url` and the "
-                "network"
-            ) from None
+            raise SinkError(self._unreachable(error)) from None
         except Exception as error:  # an answer that is no DICOM: the library raises whatever it stumbles over
             raise SinkError(
                 f"the DICOMweb server {self._host} gave no answer that can be read ({type(error).__name__})"
@@ -156,6 +180,22 @@ class WebSender:
 
     def close(self) -> None:
         self._session.close()
+
+    def verify(self) -> str:
+        """Raises `SinkError` if the server does not answer a GET of its root, or not to our credentials."""
+        import requests
+
+        try:
+            status = self._session.get(self._client.base_url, timeout=self._timeout).status_code
+        except requests.RequestException as error:
+            raise SinkError(self._unreachable(error)) from None
+        if status in (401, 403):
+            raise SinkError(f"the DICOMweb server {self._host} answered with status {status}: check its credentials")
+        return f"{self._host} answered with status {status}"  # its root need not be a page
+
+    def _unreachable(self, error: Exception) -> str:
+        kind = type(error).__name__
+        return f"the DICOMweb server {self._host} cannot be reached ({kind}): check `url` and the network"
 
     def _check_http(self, error: requests.HTTPError) -> None:
         status = error.response.status_code if error.response is not None else 0

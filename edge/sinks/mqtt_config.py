@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edge.setting_types import UserPath
 
 
 class MqttConfig(BaseModel):
@@ -23,11 +23,13 @@ class MqttConfig(BaseModel):
     topic_per_result: bool = Field(False, description="publish to <prefix>/results/<id> instead of <prefix>/results")
     client_id: str = Field("", max_length=64, description="client identifier; empty: a new one each time")
     user: str | None = Field(None, min_length=1, description="user name, with password_file")
-    password_file: Path | None = Field(None, description="file with the user's password")
+    password_file: UserPath | None = Field(None, description="file with the user's password")
     tls: bool = Field(False, description="TLS")
-    ca: Path | None = Field(None, description="PEM file of the broker's CAs; default: the system's")
-    certificate: Path | None = Field(None, description="PEM file with our certificate, where the broker asks for one")
-    key: Path | None = Field(None, description="PEM file with the certificate's private key")
+    ca: UserPath | None = Field(None, description="PEM file of the broker's CAs; default: the system's")
+    certificate: UserPath | None = Field(
+        None, description="PEM file with our certificate, where the broker asks for one"
+    )
+    key: UserPath | None = Field(None, description="PEM file with the certificate's private key")
     timeout: float = Field(30, gt=0, le=3600, description="seconds to connect, and for an acknowledgement")
     keepalive: int = Field(60, ge=5, le=3600, description="seconds after which the broker notices that we are gone")
 

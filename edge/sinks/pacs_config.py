@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edge.setting_types import UserPath
 from edge.sources.dicom_config import Title
 
 
@@ -22,12 +21,14 @@ class PacsConfig(BaseModel):
     url: str | None = Field(
         None, pattern=r"^https?://[^@\s]+$", description="root of the DICOMweb service, for STOW-RS"
     )
-    token_file: Path | None = Field(None, description="file with the bearer token for `url`")
+    token_file: UserPath | None = Field(None, description="file with the bearer token for `url`")
     user: str | None = Field(None, min_length=1, description="user name for `url`, with password_file")
-    password_file: Path | None = Field(None, description="file with the user's password")
-    ca: Path | None = Field(None, description="PEM file of the PACS's CAs; default: the system's, for url certifi's")
-    certificate: Path | None = Field(None, description="PEM file with our certificate, where the PACS asks for one")
-    key: Path | None = Field(None, description="PEM file with the certificate's private key")
+    password_file: UserPath | None = Field(None, description="file with the user's password")
+    ca: UserPath | None = Field(
+        None, description="PEM file of the PACS's CAs; default: the system's, for url certifi's"
+    )
+    certificate: UserPath | None = Field(None, description="PEM file with our certificate, where the PACS asks for one")
+    key: UserPath | None = Field(None, description="PEM file with the certificate's private key")
     timeout: float = Field(30, gt=0, le=3600, description="seconds to connect, and for each answer")
     report: bool = Field(True, description="send the Structured Report")
     capture: bool = Field(True, description="send the map over the image, as Secondary Capture")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from edge.setting_types import UserPath
 
 
 def _check_title(title: str) -> str:
@@ -44,9 +45,9 @@ class DicomConfig(BaseModel):
     addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
         (), description="addresses and networks (CIDR) that may connect; empty: any"
     )
-    tls_certificate: Path | None = Field(None, description="PEM file with our certificate chain; turns TLS on")
-    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
-    tls_client_ca: Path | None = Field(None, description="PEM file of the CAs whose certificates clients must show")
+    tls_certificate: UserPath | None = Field(None, description="PEM file with our certificate chain; turns TLS on")
+    tls_key: UserPath | None = Field(None, description="PEM file with the certificate's private key")
+    tls_client_ca: UserPath | None = Field(None, description="PEM file of the CAs whose certificates clients must show")
     max_pdu: int = Field(131_072, ge=4096, le=1 << 20, description="largest PDU that is received, in bytes")
     max_associations: int = Field(10, ge=1, le=100, description="associations at the same time")
     max_megabytes: int = Field(128, ge=1, le=1024, description="largest data set that is received")

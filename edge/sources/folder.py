@@ -40,6 +40,7 @@ class WatchedFolder:
         """Files that the last poll found incomplete."""
         self._knows = knows
         self._settle = settle
+        self._whole = False
         self._taken: set[str] = set()
         self._complete: set[Path] = set()
         self._candidates: dict[str, float] = {}
@@ -48,6 +49,7 @@ class WatchedFolder:
         """Look once; yields each complete file that was not taken before, with its `file_key`. Raises `OSError`."""
         taken, candidates = set(), {}
         self.waiting = 0
+        self._whole = True
         for path, status in self._files():
             key = file_key(path, status)
             if key in self._taken or (key not in self._candidates and self._knows(key)):
@@ -72,14 +74,15 @@ class WatchedFolder:
     def put_back(self, key: str) -> None:
         """Offer a file again at the next poll: it could not be taken now."""
         self._taken.discard(key)
+        self.waiting += 1
 
     @property
-    def present(self) -> set[str]:
-        """Keys of the files that the last poll found."""
-        return self._taken | self._candidates.keys()
+    def present(self) -> set[str] | None:
+        """Keys of the files that the last poll found; None if it could not look everywhere."""
+        return self._taken | self._candidates.keys() if self._whole else None
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for parent, folders, names in os.walk(self.folder, onerror=_raise_for(self.folder)):
+        for parent, folders, names in os.walk(self.folder, onerror=self._not_listed):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(parent, name)
@@ -92,14 +95,11 @@ class WatchedFolder:
                 if stat.S_ISREG(status.st_mode):
                     yield path, status
 
-
-def _raise_for(folder: Path) -> Callable[[OSError], None]:
-    def on_error(error: OSError) -> None:
+    def _not_listed(self, error: OSError) -> None:
         # A subfolder may vanish or be closed to us; without the watched folder itself there is nothing to do.
-        if error.filename is not None and Path(error.filename) == folder:
+        if error.filename is not None and Path(error.filename) == self.folder:
             raise error
-
-    return on_error
+        self._whole = False
 
 
 def open_for_writing(path: Path) -> bool:

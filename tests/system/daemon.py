@@ -87,6 +87,30 @@ class Daemon:
             self.kill()
 
 
+class HttpDaemon(Daemon):
+    """Serves a bundle over HTTP."""
+
+    def __init__(self, place: Path, bundle: Path, **http: Any) -> None:
+        """`http` are entries of ``[http]``."""
+        self.bundle = bundle
+        self.port = int(http.setdefault("port", free_port()))
+        self.url = f"{'https' if 'certificate' in http else 'http'}://127.0.0.1:{self.port}"
+        place.mkdir(exist_ok=True)
+        entries = "".join(f"{name} = {json.dumps(value)}\n" for name, value in http.items())
+        super().__init__(place, f'bundle = "{bundle}"\nbackend = "onnxruntime"\n[http]\n{entries}')
+
+
+@contextmanager
+def serving_http(bundle: Path, place: Path, **http: Any) -> Iterator[HttpDaemon]:
+    """Serve `bundle` with its state and log in `place`, until the block ends."""
+    daemon = HttpDaemon(place, bundle, **http)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()
+
+
 @contextmanager
 def serving(place: Path, settings: str, **environment: str) -> Iterator[Daemon]:
     """A daemon that serves, until the block ends."""

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.system.http_daemon import Daemon, serving
+from edge.bundle import Bundle, load_bundle
+from tests.system.daemon import HttpDaemon, serving_http
 
 HANG_SECONDS = 10.0
 CLIENTS = 8
@@ -36,7 +37,6 @@ SETTINGS = {
 
 MULTIPART = 'multipart/related; type="application/dicom"; boundary=b'
 PARTS = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + b"\0" * 128 + b"DICM" + b"x" * 50 + b"\r\n--b--"
-INFER = json.dumps({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 64, 64], "data": [1] * 4096}]})
 PATHS = (
     "/../../etc/passwd",
     "/v1/images/..%2f..%2fledger.sqlite",
@@ -68,8 +68,11 @@ LINES = (
 )
 
 
-def requests() -> list[bytes]:
-    """Good requests, to be spoilt."""
+def requests(bundle: Bundle) -> list[bytes]:
+    """Good requests to a daemon that serves `bundle`, to be spoilt."""
+    size, path = bundle.input_size, f"/v2/models/{bundle.name}/infer"
+    image = {"name": "image", "datatype": "UINT8", "shape": [1, 1, size, size], "data": [1] * size**2}
+    infer = json.dumps({"inputs": [image]}).encode()
 
     def post(path: str, body: bytes, *lines: str) -> bytes:
         head = "".join(f"{line}\r\n" for line in (f"POST {path} HTTP/1.1", "Host: localhost", *lines))
@@ -85,8 +88,8 @@ def requests() -> list[bytes]:
         post("/v1/images", chunks, "Transfer-Encoding: chunked"),
         plain("/studies", PARTS, f"Content-Type: {MULTIPART}"),
         post("/studies/1.2.3", f"{len(PARTS):x}\r\n".encode() + PARTS + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked"),
-        plain("/v2/models/tiny/infer", INFER.encode()),
-        plain("/v2/models/tiny/infer", INFER.encode() + bytes(64), f"Inference-Header-Content-Length: {len(INFER)}"),
+        plain(path, infer),
+        plain(path, infer + bytes(64), f"Inference-Header-Content-Length: {len(infer)}"),
     ]
 
 
@@ -157,11 +160,11 @@ def throw(port: int, request: bytes, random: random.Random) -> str:
     return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.1 ") else "closed" if not answer else "no HTTP"
 
 
-def fuzz(daemon: Daemon, count: int, seed: int) -> Counter[str]:
+def fuzz(daemon: HttpDaemon, count: int, seed: int) -> Counter[str]:
     """Throw `count` mutated requests, in several threads; how many had which answer. Asserts that nothing broke."""
     check_well(daemon)
     before = daemon.descriptors()
-    good = requests()
+    good = requests(load_bundle(daemon.bundle))
 
     def one(number: int) -> str:
         dice = random.Random(f"{seed} {number}")
@@ -182,11 +185,11 @@ def fuzz(daemon: Daemon, count: int, seed: int) -> Counter[str]:
     while daemon.descriptors() > before and time.monotonic() < end:
         time.sleep(0.1)
     assert daemon.descriptors() <= before, "connections stay open"
-    assert "Traceback" not in daemon.log.read_text()
+    assert "Traceback" not in daemon.log
     return outcomes
 
 
-def check_well(daemon: Daemon) -> None:
+def check_well(daemon: HttpDaemon) -> None:
     """A good request is served."""
     assert daemon.process.poll() is None, "the daemon is gone"
     with httpx.Client(base_url=daemon.url, timeout=HANG_SECONDS) as client:
@@ -200,7 +203,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place, serving(options.bundle, Path(place), **SETTINGS) as daemon:
+    with tempfile.TemporaryDirectory() as place, serving_http(options.bundle, Path(place), **SETTINGS) as daemon:
         outcomes = fuzz(daemon, options.count, options.seed)
     print(f"fuzz_http: {options.count} requests of seed {options.seed}: {dict(sorted(outcomes.items()))}")
     return 0

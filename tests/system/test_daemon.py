@@ -9,14 +9,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from edge.config import Config, load_config
+from edge.daemon import Server
 from edge.ledger import Ledger
+from edge.parts import make_sinks
+from edge.sinks import Sink
 from tests.system.daemon import EDGE_INFER, Daemon, json_lines, serving, wait_for
 
 
@@ -190,6 +194,25 @@ def test_an_image_with_which_the_process_ended_ten_times_is_refused(
     assert results[hopeless]["reason"].startswith("the daemon ended 10 times while it worked on this image")
     assert sorted(result["status"] for result in results.values()) == ["done", "refused"]
     assert list((state / "spool").iterdir()) == []
+
+
+def test_what_is_taken_up_again_waits_for_a_sink_that_is_slow_to_load(
+    tiny_bundle_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result is owed to the sinks that are there when it is recorded: none may be recorded before."""
+
+    def slowly(config: Config) -> Iterator[Sink]:
+        time.sleep(3)
+        return make_sinks(config)
+
+    with Ledger(tmp_path / "state") as ledger:
+        for seed in range(5):
+            ledger.receive(picture(seed), origin="http")
+            assert ledger.take() is not None
+    monkeypatch.setattr("edge.daemon.make_sinks", slowly)
+    flags = {"bundle": tiny_bundle_directory, "state": tmp_path / "state", "backend": "onnxruntime", "drain": True}
+    assert Server(load_config(None, {**flags, "jsonl": {"path": tmp_path / "results.jsonl"}})).run() == 0
+    assert len(json_lines(tmp_path / "results.jsonl")) == 5
 
 
 def test_systemd_hears_how_it_is(tiny_bundle_directory: Path, tmp_path: Path) -> None:

@@ -226,13 +226,26 @@ def test_a_bundle_that_fails_its_self_test_serves_nothing(make_bundle: Callable[
     assert rows(place) == []
 
 
-def test_a_folder_that_goes_away_ends_it_with_one_line(tiny_bundle_directory: Path, place: Path) -> None:
+def test_a_folder_that_goes_away_is_waited_for(tiny_bundle_directory: Path, place: Path) -> None:
+    """A share that is not there for a while: the daemon says so once, serves on, and takes what is in it later."""
+
+    def log() -> str:
+        return (place / "log").read_text()
+
     with serving(tiny_bundle_directory, place) as process:
         (place / "inbox").rmdir()
-        assert process.wait(60) == 3
-    last = (place / "log").read_text().splitlines()[-1]
-    assert last.startswith("edge-infer: No such file or directory")
-    assert "Traceback" not in (place / "log").read_text()
+        wait_for(lambda: "its files wait until it can be listed again" in log())
+        time.sleep(1.5)
+        (place / "elsewhere").mkdir()
+        for seed in range(2):
+            (place / "elsewhere" / f"{seed}.png").write_bytes(picture(seed))
+        (place / "elsewhere").rename(place / "inbox")
+        wait_for(lambda: finished(place) == 2)
+        process.terminate()
+        assert process.wait(60) == 0
+    assert log().count("No such file or directory") == 1
+    assert log().count("can be listed again") == 2
+    assert "Traceback" not in log()
 
 
 @pytest.mark.parametrize("missing", ["inbox", "bundle"])

@@ -25,8 +25,8 @@ from dicomweb_client.api import DICOMwebClient
 
 from edge.bundle import load_bundle
 from edge.sources.http.tokens import new_token
+from tests.system.daemon import EDGE_INFER, HttpDaemon, serving_http
 from tests.system.fuzz_http import SETTINGS, fuzz
-from tests.system.http_daemon import EDGE_INFER, Daemon, serving, wait_until_ready
 from tests.unit.edge.dicom_writer import REAL
 from tests.unit.edge.http.test_http_access import write_certificate
 
@@ -50,8 +50,8 @@ client.close()
 
 
 @pytest.fixture
-def daemon(tiny_bundle_directory: Path, tmp_path: Path) -> Iterator[Daemon]:
-    with serving(tiny_bundle_directory, tmp_path / "daemon", **SETTINGS) as running:
+def daemon(tiny_bundle_directory: Path, tmp_path: Path) -> Iterator[HttpDaemon]:
+    with serving_http(tiny_bundle_directory, tmp_path / "daemon", **SETTINGS) as running:
         yield running
 
 
@@ -79,7 +79,9 @@ def curl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_what_curl_sends_is_what_classify_finds(daemon: Daemon, tiny_bundle_directory: Path, tmp_path: Path) -> None:
+def test_what_curl_sends_is_what_classify_finds(
+    daemon: HttpDaemon, tiny_bundle_directory: Path, tmp_path: Path
+) -> None:
     files = [picture(tmp_path / f"DOE^JANE {i}.png", i) for i in range(3)] + [REAL / "RG1_UNCR.dcm"]
     locations = []
     for file in files:
@@ -95,17 +97,17 @@ def test_what_curl_sends_is_what_classify_finds(daemon: Daemon, tiny_bundle_dire
         assert (result["findings"], result["sha256"]) == (expected["findings"], expected["sha256"])
     page = httpx.get(f"{daemon.url}/v1/results").text.splitlines()
     assert {json.loads(line)["id"] for line in page} == {result["id"] for result in results}
-    assert "DOE" not in daemon.log.read_text() + "".join(page)
+    assert "DOE" not in daemon.log + "".join(page)
 
 
 def test_what_was_promised_survives_a_kill(tiny_bundle_directory: Path, tmp_path: Path) -> None:
     contents = [picture(tmp_path / f"{i}.png", i).read_bytes() for i in range(20)]
-    with serving(tiny_bundle_directory, tmp_path / "daemon") as first:
+    with serving_http(tiny_bundle_directory, tmp_path / "daemon") as first:
         with httpx.Client(base_url=first.url) as client, ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda content: client.post("/v1/images", content=content), contents))
         first.process.kill()
     assert [answer.status_code for answer in answers] == [202] * 20
-    with serving(tiny_bundle_directory, tmp_path / "daemon") as second:
+    with serving_http(tiny_bundle_directory, tmp_path / "daemon") as second:
         for answer in answers:
             result = finished(second.url, answer.headers["Location"])
             assert result["status"] == "done", result["reason"]
@@ -113,15 +115,15 @@ def test_what_was_promised_survives_a_kill(tiny_bundle_directory: Path, tmp_path
         assert again == {**answers[0].json(), "new": False}
 
 
-def test_a_signal_lets_the_daemon_end_in_peace(daemon: Daemon) -> None:
+def test_a_signal_lets_the_daemon_end_in_peace(daemon: HttpDaemon) -> None:
     with httpx.Client(base_url=daemon.url) as client:
         assert client.post("/v1/images", content=b"x").status_code == 202
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(30) == 0
-    assert "Traceback" not in daemon.log.read_text()
+    assert "Traceback" not in daemon.log
 
 
-def test_dicomweb_client_hands_in_a_radiograph_once(daemon: Daemon) -> None:
+def test_dicomweb_client_hands_in_a_radiograph_once(daemon: HttpDaemon) -> None:
     radiograph = pydicom.dcmread(REAL / "RG1_UNCR.dcm")
     archive = DICOMwebClient(daemon.url)
     for _ in range(2):
@@ -130,13 +132,13 @@ def test_dicomweb_client_hands_in_a_radiograph_once(daemon: Daemon) -> None:
     metrics = httpx.get(f"{daemon.url}/metrics").text
     assert 'edge_infer_received_total{origin="stow"} 1.0' in metrics
     assert 'edge_infer_repeated_total{origin="stow"} 1.0' in metrics
-    log = daemon.log.read_text()
+    log = daemon.log
     assert radiograph.SOPInstanceUID not in log
     assert str(radiograph.PatientName) not in log
 
 
 def test_triton_client_gets_what_onnxruntime_computes(
-    daemon: Daemon, tiny_bundle_directory: Path, tmp_path: Path
+    daemon: HttpDaemon, tiny_bundle_directory: Path, tmp_path: Path
 ) -> None:
     images = np.random.default_rng(3).integers(0, 256, (12, 1, 64, 64), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -158,13 +160,13 @@ def test_tls_and_tokens(tiny_bundle_directory: Path, tmp_path: Path) -> None:
     token, line = new_token("curl")
     (tmp_path / "tokens").write_text(f"{line}\n")
     settings = {"certificate": str(certificate), "key": str(key), "tokens": str(tmp_path / "tokens")}
-    with serving(tiny_bundle_directory, tmp_path / "daemon", **settings) as running:
+    with serving_http(tiny_bundle_directory, tmp_path / "daemon", **settings) as running:
         trusting = ("--cacert", certificate, "--write-out", "%{http_code}", "--output", "/dev/null")
         for header, status in ((f"Authorization: Bearer {token}", "200"), ("Authorization: Bearer x", "401")):
             done = curl(*trusting, "--header", header, f"{running.url}/v1/status")
             assert (done.stdout, done.stderr) == (status, "")
         assert curl("--cacert", certificate, "--tls-max", "1.1", running.url).returncode != 0
-        log = running.log.read_text()
+        log = running.log
     assert token not in log
 
 
@@ -177,7 +179,7 @@ def test_an_open_daemon_is_refused(tiny_bundle_directory: Path, tmp_path: Path) 
     assert "set tokens" in done.stderr
 
 
-def test_the_description_is_true(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_description_is_true(daemon: HttpDaemon, tmp_path: Path) -> None:
     """schemathesis, seeded, finds nothing: every status is declared, every body has its form, nothing fails."""
     here = Path(__file__).parent
     command = [Path(sys.executable).with_name("schemathesis"), "--config-file", here / "schemathesis.toml"]
@@ -185,10 +187,10 @@ def test_the_description_is_true(daemon: Daemon, tmp_path: Path) -> None:
     environment = {**os.environ, "NETWORK": "tiny", "SCHEMATHESIS_HOOKS": str(here / "schemathesis_hooks.py")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert "Traceback" not in daemon.log.read_text()
+    assert "Traceback" not in daemon.log
 
 
-def test_spoilt_requests_break_nothing(daemon: Daemon) -> None:
+def test_spoilt_requests_break_nothing(daemon: HttpDaemon) -> None:
     outcomes = fuzz(daemon, count=150, seed=int(os.environ.get("FUZZ_SEED", "7")))
     assert sum(outcomes.values()) == 150
     assert len(outcomes) > 5  # it gets past the parser too
@@ -197,7 +199,7 @@ def test_spoilt_requests_break_nothing(daemon: Daemon) -> None:
 def test_many_large_bodies_at_once_stay_within_their_memory(tiny_bundle_directory: Path, tmp_path: Path) -> None:
     """Sixteen clients with 12 MB each, a memory of 30 MB: all is taken in the end, and the process hardly grows."""
     settings = {**SETTINGS, "max_memory_mb": 30, "body_seconds": 30.0}
-    with serving(tiny_bundle_directory, tmp_path / "daemon", **settings) as running:
+    with serving_http(tiny_bundle_directory, tmp_path / "daemon", **settings) as running:
         process = psutil.Process(running.process.pid)
         before = process.memory_info().rss
         peak = 0
@@ -213,4 +215,4 @@ def test_many_large_bodies_at_once_stay_within_their_memory(tiny_bundle_director
                 time.sleep(0.01)
         assert [one.result() for one in sent] == [202] * 16
         assert peak - before < 150_000_000
-        wait_until_ready(running)
+        assert httpx.get(f"{running.url}/v2/health/ready").status_code == 200

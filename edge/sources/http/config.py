@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, IPvAnyNetwork, model_validator
+
+from edge.setting_types import UserPath
 
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?$")]
 
@@ -18,9 +19,9 @@ class HttpConfig(BaseModel):
 
     address: IPvAnyAddress = Field(ipaddress.IPv4Address("127.0.0.1"), description="IP address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one")
-    certificate: Path | None = Field(None, description="PEM file with the certificate and its chain; turns TLS on")
-    key: Path | None = Field(None, description="PEM file with the certificate's private key")
-    tokens: Path | None = Field(None, description="file of `name:sha256` lines, one for each client's bearer token")
+    certificate: UserPath | None = Field(None, description="PEM file with the certificate and its chain; turns TLS on")
+    key: UserPath | None = Field(None, description="PEM file with the certificate's private key")
+    tokens: UserPath | None = Field(None, description="file of `name:sha256` lines, one for each client's bearer token")
     allow_anonymous: bool = Field(False, description="serve without tokens on an address that others can reach")
     allow: tuple[IPvAnyNetwork, ...] = Field((), description="networks that clients may be in; empty: any")
     hosts: tuple[HostName, ...] = Field((), description="names by which clients may call this server; none: see docs")

@@ -39,9 +39,12 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(
 def test_folders_are_a_list_in_the_file_and_separated_by_colons_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = written(tmp_path, 'bundle = "b"\nwatch = ["/a", "~/b"]\n')
+    file = written(tmp_path, 'bundle = "b"\nwatch = ["/a", "~/b"]\n[http]\ntokens = "~/tokens"\n')
     monkeypatch.setenv("HOME", "/home/x")
-    assert load_config(file, {}).watch == (Path("/a"), Path("/home/x/b"))
+    config = load_config(file, {})
+    assert config.watch == (Path("/a"), Path("/home/x/b"))
+    assert config.http is not None
+    assert config.http.tokens == Path("/home/x/tokens")
     monkeypatch.setenv("EDGE_INFER_WATCH", "/c:/d")
     assert load_config(file, {}).watch == (Path("/c"), Path("/d"))
 

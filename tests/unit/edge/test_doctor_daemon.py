@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import socket
+import threading
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from edge.cli import main
 from edge.config import Config, load_config
 from edge.doctor import Finding
 from edge.doctor_daemon import _clock, examine_daemon
+from edge.ledger import Ledger
 from tests.unit.edge.http.test_http_access import write_certificate
 
 
@@ -52,7 +58,92 @@ def test_certificate_and_key_must_belong_together(tmp_path: Path) -> None:
     _, other = write_certificate(tmp_path / "other", "b")
     for used, good in ((key, True), (other, False)):
         config = settings(tmp_path, f'[http]\nport = 0\ncertificate = "{certificate}"\nkey = "{used}"\n')
-        assert found(config)["http TLS"].ok is good
+        finding = found(config)["http TLS"]
+        assert finding.needed is not good
+        assert ("belong together" in finding.detail) is good
+
+
+def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = write_certificate(tmp_path, "a")  # ends in an hour
+    config = settings(tmp_path, f'[http]\nport = 0\ncertificate = "{certificate}"\nkey = "{key}"\n')
+    assert not found(config)["http TLS"].ok
+    monkeypatch.setattr("edge.doctor_network.EXPIRY_DAYS", 0)
+    finding = found(config)["http TLS"]
+    assert finding.ok
+    assert f"to {datetime.now(timezone.utc) + timedelta(hours=1):%Y-%m-%d}" in finding.detail
+
+
+def test_files_of_the_sinks_must_be_usable(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "no.pem").write_text("none")
+    for section, what, said in (
+        (f'[mqtt]\nhost = "127.0.0.1"\nuser = "u"\npassword_file = "{tmp_path / "empty"}"', "mqtt", "is empty"),
+        (f'[mqtt]\nhost = "127.0.0.1"\ntls = true\nca = "{tmp_path / "no.pem"}"', "mqtt", "do not fit"),
+        (f'[pacs]\nurl = "http://127.0.0.1:9"\ntoken_file = "{tmp_path / "none"}"', "pacs", "cannot be read"),
+        (f'[pacs]\nhost = "127.0.0.1"\ntls = true\nca = "{tmp_path / "no.pem"}"', "pacs", "do not fit"),
+    ):
+        finding = found(settings(tmp_path, section))[what]
+        assert finding.needed
+        assert said in finding.detail
+
+
+def test_a_ledger_of_another_version_is_told(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "state") as ledger, ledger.database.reading() as connection:
+        connection.execute("PRAGMA user_version = 999")
+    finding = found(settings(tmp_path))["state"]
+    assert finding.needed
+    assert "is of version 999, this program reads" in finding.detail
+
+
+def test_video_addresses_are_tried_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "DOE^JANE.avi"
+    file.touch()
+    addresses = (str(file), str(tmp_path / "none"), "/dev/video99", "rtsp://user:secret@camera/stream")
+    text = "".join(f'[[video]]\naddress = "{address}"\n' for address in addresses)
+    findings = [found(settings(tmp_path, text))[f"video {number}"] for number in range(1, 5)]
+    assert [finding.ok for finding in findings] == [True, False, False, True]
+    said = "".join(finding.detail for finding in findings)
+    assert "DOE" not in said
+    assert "secret" not in said
+    assert "rtsp://camera" in said
+
+
+def test_a_memory_limit_above_the_machine_is_told(tmp_path: Path) -> None:
+    for limit, good in ((300, True), (10_000_000, False)):
+        assert found(settings(tmp_path, f"[memory]\nlimit_mb = {limit}\n"))["memory limit"].ok is good
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_pacs_is_asked_whether_it_knows_us(tmp_path: Path, known: bool) -> None:
+    """Against pynetdicom's server: C-ECHO, and the titles of both sides."""
+    pacs = AE("PACS")
+    pacs.add_supported_context(Verification)
+    pacs.require_calling_aet = ["MDCONV_EDGE" if known else "OTHER"]
+    server = pacs.start_server(("127.0.0.1", 0), block=False)
+    try:
+        finding = found(settings(tmp_path, f'[pacs]\nhost = "127.0.0.1"\nport = {server.server_address[1]}\n'))["pacs"]
+    finally:
+        server.shutdown()
+    assert finding.ok is known
+    assert ("answered C-ECHO" if known else "rejected the association") in finding.detail
+
+
+@pytest.mark.parametrize(("status", "good"), [(200, True), (404, True), (401, False)])
+def test_a_web_pacs_is_asked_whether_it_knows_us(tmp_path: Path, status: int, good: bool) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
+        finding = found(settings(tmp_path, f'[pacs]\nurl = "{url}"\n'))["pacs"]
+    assert finding.ok is good
+    assert f"answered with status {status}" in finding.detail
 
 
 def test_peers_and_tokens(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,44 @@ def test_what_vanishes_is_forgotten(watch: Callable[[], WatchedFolder]) -> None:
     names(folder)
     assert not folder._taken
     assert not folder._candidates
+
+
+def test_what_could_not_be_looked_at_is_not_said_to_be_gone(watch: Callable[[], WatchedFolder]) -> None:
+    folder = watch()
+    assert folder.present is None  # not looked yet
+    for path in (folder.folder / "a.png", folder.folder / "sub" / "b.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"a")
+    settled_names(folder)
+    assert folder.present is not None
+    assert len(folder.present) == 2
+    listed = os.scandir
+
+    def closed(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, "closed", path)
+        return listed(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        names(folder)
+        assert folder.present is None
+    names(folder)
+    assert folder.present is not None
+
+
+def test_what_is_put_back_waits(watch: Callable[[], WatchedFolder]) -> None:
+    folder = watch()
+    (folder.folder / "a.png").write_bytes(b"a")
+    names(folder)
+    time.sleep(1.5 * SETTLE)
+    for _ in range(2):
+        path, key = next(looks := folder.poll())
+        folder.put_back(key)
+        looks.close()  # type: ignore[attr-defined]
+        assert (path.name, folder.waiting) == ("a.png", 1)
+    assert names(folder) == ["a.png"]
+    assert folder.waiting == 0
 
 
 def test_links_to_files_are_followed_and_dead_ones_and_pipes_are_not_files(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from edge.errors import MachineError, StorageFullError
-from edge.ledger import LEDGER, Ledger, Retention, file_key, read_ledger
+from edge.ledger import LEDGER, Ledger, Retention, Waiting, file_key, read_ledger
 from edge.service import Picture
 
 
@@ -28,6 +29,17 @@ def receive(ledger: Ledger, name: str, content: str | None = None, **more: Any) 
 
 def result(id: str, status: str = "done") -> dict[str, Any]:
     return {"id": id, "status": status, "source": None, "time": "2026-01-01T00:00:00+00:00"}
+
+
+def due(ledger: Ledger, sink: str) -> Waiting:
+    waiting = ledger.outbox.next(sink)
+    assert waiting is not None
+    return waiting
+
+
+def outbox_states(ledger: Ledger) -> dict[str, str]:
+    with ledger.database.reading() as connection:
+        return dict(connection.execute("SELECT sink, state FROM outbox").fetchall())
 
 
 def stored(state: Path) -> str:
@@ -282,19 +294,74 @@ def test_content_is_kept_until_every_sink_has_the_result(tmp_path: Path) -> None
         ledger.take()
         ledger.finish(result(id), sinks=("pacs", "mqtt"))
         for sink, attempt in (("pacs", 1), ("pacs", 2), ("mqtt", 1)):
-            waiting = ledger.outbox.next(sink)
-            assert waiting is not None
+            waiting = due(ledger, sink)
             assert (waiting.run, waiting.attempt, waiting.result) == (id, attempt, result(id))
         assert ledger.outbox.next("jsonl") is None
-        ledger.delivered(id, "mqtt")
+        assert ledger.outbox.pending() == {"pacs": 1, "mqtt": 1}
+        ledger.delivered(waiting, "mqtt")
         assert ledger.outbox.next("mqtt") is None
         assert len(list(ledger.spool.folder.iterdir())) == 1
     with Ledger(tmp_path) as ledger:  # the process ended in between
-        assert ledger.outbox.postpone(id, "pacs", 3) == 4.0
+        waiting = due(ledger, "pacs")
+        assert waiting.attempt == 3
+        assert ledger.outbox.postpone(waiting, "pacs") == 4.0
         assert ledger.outbox.next("pacs") is None  # not due
-        ledger.delivered(id, "pacs", "given up")
+        ledger.delivered(waiting, "pacs", "given up")
         assert list(ledger.spool.folder.iterdir()) == []
-        assert ledger.outbox.counts() == {"mqtt": {"delivered": 1}, "pacs": {"given up": 1}}
+        assert outbox_states(ledger) == {"mqtt": "delivered", "pacs": "given up"}
+
+
+def test_a_delivery_that_a_new_run_overtakes_does_not_count_for_the_new_result(tmp_path: Path) -> None:
+    """What was refused is handed over again, and done, while a slow sink still takes the refusal."""
+    with Ledger(tmp_path) as ledger:
+        for status in ("refused", "done"):
+            id, _ = receive(ledger, "a")
+            ledger.take()
+            ledger.finish(result(id, status), sinks=("pacs",))
+            if status == "refused":
+                old = due(ledger, "pacs")
+        for end in (lambda: ledger.delivered(old, "pacs"), lambda: ledger.outbox.postpone(old, "pacs")):
+            end()
+            new = due(ledger, "pacs")
+            assert new.result == result(id)
+        assert (ledger.spool.folder / hashlib.sha256(b"a").hexdigest()).exists()
+        ledger.delivered(new, "pacs")
+        assert ledger.outbox.pending() == {}
+        assert list(ledger.spool.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("instance", [None, "1.2.3"])
+def test_two_senders_of_one_image_leave_nothing_in_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instance: str | None
+) -> None:
+    """The second one has just written the image when the first one's run is taken, finished and delivered."""
+    with Ledger(tmp_path) as ledger:
+        write = ledger.spool.write
+
+        def overtaken(sha256: str, content: bytes) -> None:
+            write(sha256, content)
+            monkeypatch.undo()
+            other = "the same, coded otherwise" if instance else "a"
+            first = ledger.receive(other.encode(), origin="http", instance=instance)
+            ledger.take()
+            ledger.finish(result(first.id))
+
+        monkeypatch.setattr(ledger.spool, "write", overtaken)
+        assert not ledger.receive(b"a", origin="dicom", instance=instance).new
+        assert list(ledger.spool.folder.iterdir()) == []
+        assert ledger.counts() == {"done": 1}
+
+
+def test_very_much_that_is_due_is_removed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger(tmp_path) as ledger:
+        for number in range(50):
+            id, _ = receive(ledger, str(number))
+            ledger.take()
+            ledger.finish(result(id))
+        retention = Retention(ledger.database, days=1e-9, max_bytes=None)
+        moments = iter(range(100))
+        monkeypatch.setattr("edge.ledger.retention.time.monotonic", lambda: 3.0 * next(moments))
+        assert [retention.apply() for _ in range(3)] == [20, 20, 10]
 
 
 def test_a_clock_that_is_set_back_does_not_hold_deliveries_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,8 +369,8 @@ def test_a_clock_that_is_set_back_does_not_hold_deliveries_up(tmp_path: Path, mo
         id, _ = receive(ledger, "a")
         ledger.take()
         ledger.finish(result(id), sinks=("pacs",))
-        assert ledger.outbox.next("pacs") is not None
-        ledger.outbox.postpone(id, "pacs", 20)  # the longest pause
+        waiting = due(ledger, "pacs")
+        ledger.outbox.postpone(dataclasses.replace(waiting, attempt=20), "pacs")  # the longest pause
         assert ledger.outbox.next("pacs") is None
         now = time.time()
         monkeypatch.setattr("edge.ledger.outbox.time.time", lambda: now - 86400)
@@ -353,7 +420,8 @@ def test_a_picture_may_be_kept_for_the_sinks_alone(tmp_path: Path) -> None:
             ledger.finish(result(id), picture, sinks)
             for sink in sinks:
                 assert ledger.picture(id) is not None
-                ledger.delivered(id, sink)
+                waiting = due(ledger, sink)
+                ledger.delivered(waiting, sink)
             assert ledger.picture(id) is None
 
 
@@ -424,8 +492,9 @@ def test_a_kill_amid_the_end_of_a_run_leaves_its_result_or_its_content(
         monkeypatch.setattr(ledger.spool, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             ledger.finish(result(id), sinks=sinks)
-            ledger.delivered(id, "pacs")
+            waiting = due(ledger, "pacs")
+            ledger.delivered(waiting, "pacs")
     with Ledger(tmp_path / "at the kill") as ledger:
         assert ledger.counts() == {"done": 1}
-        assert not any("pending" in counts for counts in ledger.outbox.counts().values())
+        assert ledger.outbox.pending() == {}
         assert list(ledger.spool.folder.iterdir()) == []  # what was one too many is gone
