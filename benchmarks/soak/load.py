@@ -195,6 +195,7 @@ def run_steady(place: Path, bundle: Path, *, seconds: float, load: float = 0.8, 
         time.sleep(2)
         best, _ = _done_per_second(daemon, 10.0)
         calm.stop()
+        daemon.wait_for_results(calm.answers[202], 600)  # what they left in the queue is none of the steady load
         clients = Clients(places.http_port, load * best, first=10_000_000, clients=2)
         time.sleep(seconds / 10)
         with watched(daemon) as watch:
