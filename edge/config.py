@@ -101,7 +101,7 @@ class Config(BaseSettings):
     watch: Annotated[tuple[UserPath, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="folders whose images are taken; in the environment separated by colons"
     )
-    backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
+    backend: Literal["auto", "tensorrt", "openvino", "onnxruntime"] = "auto"
     public_key: UserPath | None = Field(None, description="Ed25519 key (PEM) that must have signed the bundle")
     allow_failed_gate: bool = Field(False, description="run a bundle that failed its accuracy gate")
     guard: bool = Field(True, description="refuse images that the network was not made for")

@@ -22,7 +22,7 @@ UNAVAILABLE = "unavailable"
 
 LIBRARIES = (
     *("numpy", "opencv-python-headless", "simplejpeg", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"),
-    *("python-gdcm", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings"),
+    *("python-gdcm", "onnxruntime", "openvino", "tensorrt", "pycuda", "cuda-bindings"),
 )
 
 _ARM_CPUS = {"0xd42": "Arm Cortex-A78AE", "0xd83": "Arm Neoverse V3AE"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +16,11 @@ from edge.errors import MachineError, UsageError
 
 log = logging.getLogger(__name__)
 
-CHOICES = ("auto", "tensorrt", "onnxruntime")
+CHOICES = ("auto", "tensorrt", "openvino", "onnxruntime")
+
+
+X86 = ("x86_64", "AMD64")
+"""What `platform.machine` says of an x86 processor of 64 bits."""
 
 
 class Outputs(NamedTuple):
@@ -49,28 +55,64 @@ class Backend(Protocol):
 
 
 def open_backend(bundle: Bundle, choice: str = "auto") -> Backend:
-    """Open `bundle` with the backend `choice`; ``auto`` takes TensorRT if it works here, else ONNX Runtime.
+    """Open `bundle` with the backend `choice`; ``auto`` takes the first of `CHOICES` that works here.
 
-    Raises `MachineError` if the chosen backend cannot run here.
+    OpenVINO is among them on x86 only. Raises `MachineError` if the chosen backend cannot run here.
     """
     if choice not in CHOICES:
         raise UsageError(f"backend {choice!r} is none of {', '.join(CHOICES)}")
-    # Imported here: each backend brings a library that the others' users may not have.
-    reason = f"--backend {choice}"
-    if choice in ("auto", "tensorrt"):
-        from edge.backends.tensorrt import open_tensorrt
-
+    if choice != "auto":
+        backend = _OPENERS[choice](bundle)
+        backend.facts["chosen_because"] = f"--backend {choice}"
+        return backend
+    passed_over: list[str] = []
+    for name in _automatic():
         try:
-            backend = open_tensorrt(bundle)
-            backend.facts["chosen_because"] = reason if choice == "tensorrt" else "auto: the first that works here"
-            return backend
+            backend = _OPENERS[name](bundle)
         except MachineError as error:
-            if choice == "tensorrt":
-                raise
-            reason = f"auto: TensorRT cannot run here ({error})"
-            log.info("backend onnxruntime, because TensorRT cannot run here: %s", error)
+            passed_over.append(f"{name} cannot run here ({error})")
+            continue
+        for text in passed_over:
+            log.info("backend %s, because %s", name, text)
+        because = "; ".join(passed_over) or "the first that works here"
+        backend.facts["chosen_because"] = f"auto: {because}"
+        return backend
+    raise MachineError(f"no backend works: {'; '.join(passed_over)}")
+
+
+def _automatic() -> Iterator[str]:
+    """The backends that ``auto`` tries, in this order."""
+    yield "tensorrt"
+    if platform.machine() in X86:  # where it was measured to be the faster one
+        yield "openvino"
+    yield "onnxruntime"
+
+
+# Imported where they are opened: each backend brings a library that the others' users may not have.
+
+
+def _open_tensorrt(bundle: Bundle) -> Backend:
+    from edge.backends.tensorrt import open_tensorrt
+
+    return open_tensorrt(bundle)
+
+
+def _open_openvino(bundle: Bundle) -> Backend:
+    try:
+        from edge.backends.openvino import OpenVinoBackend
+    except ImportError as error:
+        raise MachineError(f"OpenVINO cannot be loaded ({error}): pip install 'mdconv-edge[openvino]'") from None
+    return OpenVinoBackend(bundle)
+
+
+def _open_onnxruntime(bundle: Bundle) -> Backend:
     from edge.backends.onnxruntime import OnnxRuntimeBackend
 
-    fallback = OnnxRuntimeBackend(bundle)
-    fallback.facts["chosen_because"] = reason
-    return fallback
+    return OnnxRuntimeBackend(bundle)
+
+
+_OPENERS: dict[str, Callable[[Bundle], Backend]] = {
+    "tensorrt": _open_tensorrt,
+    "openvino": _open_openvino,
+    "onnxruntime": _open_onnxruntime,
+}
