@@ -1,11 +1,13 @@
 """How fast does a bundle run on a processor, beside the ways that a user would else take?
 
     python -m benchmarks.cpu_speed out/mobilenet_v2-int8-onnxruntime [--threads 2] [--rounds 15]
+    python -m benchmarks.cpu_speed --backend openvino plain/ padded/ split/
 
 Batch 1, from ready uint8 pixels to logits, all in one run and in turns, so that a change of the machine's speed meets
 all of them: the bundle in each backend that works here; its float32 ONNX in ONNX Runtime with default settings (the
 plain loop, to which the ratios are); PyTorch, eager and compiled, with the demo's weights; and OpenVINO's own
-`benchmark_app` on the bundle's model, a second at a time. A ratio is the median of the rounds' ratios, and their range.
+`benchmark_app` on the bundle's model, a second at a time. With `--backend`, bundles are compared in that backend, and
+the ratios are to the first. A ratio is the median of the rounds' ratios, and their range.
 """
 
 from __future__ import annotations
@@ -106,34 +108,45 @@ def milliseconds(infer: Infer, image: NDArray[np.uint8]) -> float:
     return statistics.median(found)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--threads", type=int, default=2, help="of all but edge-infer, which takes what it may use")
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    bundle = load_bundle(options.bundle)
-    size = bundle.input_size
-    image = np.random.default_rng(0).integers(0, 256, (1, 1, size, size), np.uint8)
-    ways: dict[str, Callable[[], float]] = {}
-    for name, infer in {
-        PLAIN: plain_loop(bundle, options.threads),
-        **backends(bundle),
-        **pytorch(options.threads),
-    }.items():
-        infer(image)
-        ways[name] = lambda infer=infer: milliseconds(infer, image)  # type: ignore[misc]
-    ways[f"benchmark_app (OpenVINO), {bundle.precision}"] = lambda: benchmark_app(
-        model_to_run(bundle), size, options.threads
-    )
-    rounds = [{name: measure() for name, measure in ways.items()} for _ in range(options.rounds + 1)][1:]
-    rows = []
+def compare(ways: dict[str, Callable[[], float]], rounds: int) -> None:
+    """Let all take turns, after one that is not counted; prints medians and the ratios to the first."""
+    turns = [{name: measure() for name, measure in ways.items()} for _ in range(rounds + 1)][1:]
+    base, rows = next(iter(ways)), []
     for name in ways:
-        ratios = sorted(one[name] / one[PLAIN] for one in rounds)
-        median = statistics.median(one[name] for one in rounds)
+        ratios = sorted(turn[name] / turn[base] for turn in turns)
+        median = statistics.median(turn[name] for turn in turns)
         rows.append({"way": name, "ms": round(median, 2), "ratio": round(statistics.median(ratios), 3)})
         print(f"{name:<42}{median:>8.2f} ms  ratio {rows[-1]['ratio']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
     print(json.dumps(rows))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("--backend", choices=CHOICES[1:], help="compare bundles in this one")
+    parser.add_argument("--threads", type=int, default=2, help="of all but edge-infer, which takes what it may use")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    bundles = [load_bundle(path) for path in options.bundles]
+    if options.backend is None and len(bundles) > 1:
+        parser.error("several bundles are compared in one backend: give --backend")
+    bundle, size = bundles[0], bundles[0].input_size
+    image = np.random.default_rng(0).integers(0, 256, (1, 1, size, size), np.uint8)
+
+    def timed(infer: Infer) -> Callable[[], float]:
+        infer(image)
+        return lambda: milliseconds(infer, image)
+
+    if options.backend is not None:
+        compare(
+            {one.directory.name: timed(open_backend(one, options.backend).infer) for one in bundles}, options.rounds
+        )
+        return 0
+    calls = {PLAIN: plain_loop(bundle, options.threads), **backends(bundle), **pytorch(options.threads)}
+    ways = {name: timed(infer) for name, infer in calls.items()}
+    model, app = model_to_run(bundle), f"benchmark_app (OpenVINO), {bundle.precision}"
+    ways[app] = lambda: benchmark_app(model, size, options.threads)
+    compare(ways, options.rounds)
     return 0
 
 

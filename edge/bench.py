@@ -18,10 +18,12 @@ import numpy as np
 
 from edge.backends import Backend
 from edge.bundle import Bundle
-from edge.errors import InputRefusedError, UsageError
+from edge.errors import InputRefusedError, MachineError, UsageError
 from edge.pipeline import Item, Outcome, Pipeline
+from edge.rate_search import Trial, describe, highest_rate
 from edge.report import build_report
 from edge.selftest import golden_inputs
+from edge.statistics import nearest_rank, samples_needed
 from edge.telemetry import Sampler, machine_facts
 
 SAMPLES_PER_QUERY = 8
@@ -31,6 +33,14 @@ WARM_UP = 16
 """Images run before the clock starts: libraries load, memory is allocated, caches and clocks settle."""
 
 SEED = 0
+
+GENERATORS = ("auto", "loadgen", "own")
+
+TRIAL_SECONDS = 5.0
+"""The least that one rate is tried, in the search for the highest."""
+
+CONFIRMATIONS, SLOWER = 5, 0.97
+"""Whole runs at most that may have to confirm a rate, each of them slower by this factor."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many seconds of it are over."""
@@ -50,12 +60,16 @@ class Measured:
 class _Run:
     """The seconds that are measured, told to whoever shows progress."""
 
-    def __init__(self, duration: float, rate: float, progress: Progress | None) -> None:
+    def __init__(self, scenario: str, duration: float, rate: float, progress: Progress | None) -> None:
+        self.scenario = scenario
         self.start = time.monotonic()
         self.duration = duration
         self.rate = rate
         """Mean number of images a second that a server is sent."""
         self._progress = progress
+
+    def restart(self) -> None:
+        self.start = time.monotonic()
 
     def goes_on(self) -> bool:
         """Whether the run's duration is not over."""
@@ -72,6 +86,8 @@ class _Load:
         self, bundle: Bundle, open_backend: Callable[[], Backend], images: Sequence[Path], guard: bool
     ) -> None:
         self._finished: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.on_result: Callable[[dict[str, Any]], None] | None = None
+        """Gets each result instead of `collect`, in the pipeline's thread."""
         given: list[dict[str, Any]] = [{"path": path} for path in images]
         if not given:
             given = [{"pixels": image} for image in golden_inputs(bundle)[0][:, 0]]
@@ -81,15 +97,23 @@ class _Load:
         self.pipeline = Pipeline(bundle, open_backend, self._deliver, guard=guard)
 
     def _deliver(self, outcome: Outcome) -> None:
-        kept = ("status", "reason", "timings_ms", "time")  # a long run has no memory for the rest
-        self._finished.put({key: outcome.result[key] for key in kept})
+        kept = ("id", "status", "reason", "timings_ms", "time")  # a long run has no memory for the rest
+        (self.on_result or self._finished.put)({key: outcome.result[key] for key in kept})
 
-    def submit(self, received: float | None = None) -> None:
-        """Send the next image, as received at `received` (seconds of `time.monotonic`; None: now)."""
+    def submit(self, received: float | None = None, note: Callable[[str], object] | None = None) -> None:
+        """Send the next image, as received at `received` (seconds of `time.monotonic`; None: now).
+
+        `note` gets the identifier that its result will have, before it is sent.
+        """
         item = Item(f"{next(self._number)}", **next(self._next))
         if received is not None:
             item.received = received
+        if note is not None:
+            note(item.id)
         self.pipeline.submit(item)
+
+    def check(self) -> None:
+        self.pipeline.check()
 
     def collect(self, count: int) -> list[dict[str, Any]]:
         """The next `count` results. Raises what stopped the pipeline, if something does."""
@@ -110,6 +134,8 @@ def run_bench(
     duration: float = 10.0,
     *,
     rate: float | None = None,
+    target_p99_ms: float | None = None,
+    generator: str = "auto",
     guard: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -117,22 +143,27 @@ def run_bench(
 
     `images` are files, used over and over in their order; without any it takes the bundle's golden inputs, which are
     decoded and resized already. `rate` is the server scenario's mean number of images a second (None: half of what a
-    short burst shows the pipeline to do). `guard` is that of `edge.pipeline.Pipeline`; the report says where it
-    is off. The warm-up is not part of the report.
+    short burst shows the pipeline to do), or with `target_p99_ms` the highest at which 99 % of the images have their
+    result in that time: it is searched for in shorter runs, and the report is that of a whole run at it. `generator` is
+    who decides when images are sent: ``loadgen`` (`edge.loadgen`), ``own``, or ``auto``, LoadGen where it is installed.
+    `guard` is that of `edge.pipeline.Pipeline`; the report says where it is off. The warm-up is not part of the report.
 
-    Raises `UsageError` for an unknown scenario, or a duration or rate that is not positive;
-    `InputRefusedError` if none of the images can be used; what opening and running the backend raises.
+    Raises `UsageError` for an unknown scenario, or a duration, rate or target that is not positive;
+    `InputRefusedError` if none of the images can be used; `MachineError` if no rate meets the target; what opening and
+    running the backend raises.
     """
-    _check(scenario, duration, rate)
+    _check(scenario, duration, rate, target_p99_ms)
+    send = _sender(generator)
     load = _Load(bundle, open_backend, images or (), guard)
     with load.pipeline:
         _warm_up(load)
-        if scenario == "server" and rate is None:
-            rate = _burst_rate(load) / 2
-        with Sampler() as sampler:
-            run = _Run(duration, rate or 0.0, progress)
-            measured = SCENARIOS[scenario](load, run)
-            wall_seconds = time.monotonic() - run.start
+        if target_p99_ms is not None:
+            measured, wall_seconds, samples = _run_at_highest_rate(load, send, target_p99_ms, duration, progress)
+        else:
+            if scenario == "server" and rate is None:
+                rate = _burst_rate(load) / 2
+            run = _Run(scenario, duration, rate or 0.0, progress)
+            measured, wall_seconds, samples = _run_whole(load, send, run)
     _require_done(measured.results)
     return build_report(
         measured.results,
@@ -143,7 +174,7 @@ def run_bench(
         bundle_sha256=bundle.sha256,
         backend_facts={"name": load.pipeline.backend_name, **load.pipeline.backend_facts},
         machine_facts=machine_facts(),
-        samples=sampler.samples,
+        samples=samples,
         settings={
             "duration_s": duration,
             "images": f"{load.distinct} {'golden inputs of the bundle' if not images else 'files'}",
@@ -156,13 +187,110 @@ def run_bench(
     )
 
 
-def _check(scenario: str, duration: float, rate: float | None) -> None:
+def _sender(generator: str) -> Send:
+    """How a scenario is sent. Raises `UsageError` for an unknown generator, `MachineError` for one that is missing."""
+    if generator not in GENERATORS:
+        raise UsageError(f"generator {generator!r} is none of {', '.join(GENERATORS)}")
+    if generator != "own":
+        try:
+            from edge import loadgen  # noqa: F401
+        except ImportError as error:
+            if generator == "loadgen":
+                raise MachineError(f"LoadGen cannot be loaded ({error}): pip install 'mdconv-edge[bench]'") from None
+        else:
+            return _send_by_loadgen
+    return _send_ourselves
+
+
+def _send_ourselves(load: _Load, run: _Run) -> Measured:
+    measured = SCENARIOS[run.scenario](load, run)
+    measured.settings["generator"] = "own"
+    return measured
+
+
+def _send_by_loadgen(load: _Load, run: _Run) -> Measured:
+    from edge import loadgen
+
+    rate = run.rate or (_burst_rate(load) if run.scenario == "offline" else 1.0)
+    run.restart()
+    generator = loadgen.Generator(load, run.scenario, run.duration, rate, SAMPLES_PER_QUERY)
+    generator.run(run.goes_on)
+    measured = Measured(generator.results, settings={"generator": loadgen.version()})
+    if run.scenario == "multi-stream":
+        totals = {result["id"]: result["timings_ms"]["total"] for result in generator.results}
+        measured.query_ms = [max(totals[image] for image in query) for query in generator.queries]
+        measured.settings["samples_per_query"] = SAMPLES_PER_QUERY
+    if run.scenario == "server":
+        sent = len(generator.results)
+        measured.settings |= {"rate": rate, "due": sent + generator.unsent, "sent": sent}
+        measured.notes += _behind(measured)
+    return measured
+
+
+def _run_whole(load: _Load, send: Send, run: _Run) -> tuple[Measured, float, list[dict[str, Any]]]:
+    """What the scenario did, in how many seconds, and the machine's samples beside it."""
+    with Sampler() as sampler:
+        run.restart()
+        measured = send(load, run)
+        wall_seconds = time.monotonic() - run.start
+    return measured, wall_seconds, sampler.samples
+
+
+def _run_at_highest_rate(
+    load: _Load, send: Send, target_ms: float, duration: float, progress: Progress | None
+) -> tuple[Measured, float, list[dict[str, Any]]]:
+    """A server's run at the highest rate that meets the target; slower, a little at a time, where a whole run does not.
+
+    Raises `MachineError` if no rate that was tried meets it.
+    """
+
+    def seconds(rate: float, least: float) -> float:
+        return max(least, 1.2 * samples_needed("99") / rate)
+
+    def try_rate(rate: float) -> float:
+        return _p99_ms(_server(load, _Run("server", seconds(rate, TRIAL_SECONDS), rate, progress)))
+
+    rate, trials = highest_rate(try_rate, _burst_rate(load), target_ms)
+    if rate is None:
+        raise MachineError(
+            f"no rate meets a 99th percentile of {target_ms:g} ms ({describe(trials)}): give a longer --target-p99"
+        )
+    for _ in range(CONFIRMATIONS):
+        run = _Run("server", seconds(rate, duration), rate, progress)
+        measured, wall_seconds, samples = _run_whole(load, send, run)
+        found = _p99_ms(measured)
+        if found <= target_ms:
+            break
+        trials.append(Trial(rate, found))
+        rate *= SLOWER
+    else:
+        measured.notes.append(
+            f"the target of {target_ms:g} ms was met in shorter runs, and not in {CONFIRMATIONS} whole ones"
+        )
+    measured.settings |= {"target_p99_ms": target_ms, "tried": describe(trials)}
+    return measured, wall_seconds, samples
+
+
+def _p99_ms(measured: Measured) -> float:
+    """The 99th percentile of a server's run; infinite where not all images were sent, or too few were done."""
+    totals = sorted(result["timings_ms"]["total"] for result in measured.results if result["status"] == "done")
+    if measured.settings["sent"] < measured.settings["due"] or len(totals) < samples_needed("99"):
+        return math.inf
+    return nearest_rank(totals, "99")
+
+
+def _check(scenario: str, duration: float, rate: float | None, target_p99_ms: float | None) -> None:
     if scenario not in SCENARIOS:
         raise UsageError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
     if not 0 < duration < math.inf:
         raise UsageError(f"duration {duration:g} is not a positive number of seconds: give one, such as 10")
-    if rate is not None and scenario != "server":
-        raise UsageError(f"a rate has no meaning in the scenario {scenario}: leave it out, or take the scenario server")
+    for what, value in (("rate", rate), ("target of the 99th percentile", target_p99_ms)):
+        if value is not None and scenario != "server":
+            raise UsageError(f"a {what} is for the scenario server, not {scenario}: leave it out, or take server")
+    if target_p99_ms is not None and (rate is not None or not 0 < target_p99_ms < math.inf):
+        raise UsageError(
+            f"a target of {target_p99_ms:g} ms, expected a positive number and no rate, which is then looked for"
+        )
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(f"rate {rate:g} is not a positive number of images a second: give one, or leave it out")
 
@@ -236,9 +364,13 @@ def _server(load: _Load, run: _Run) -> Measured:
         sent += 1
         run.goes_on()
     measured = Measured(load.collect(sent), settings={"rate": run.rate, "seed": SEED, "due": len(due), "sent": sent})
-    if sent < len(due):
-        measured.notes = [f"the pipeline did not keep up: {len(due) - sent} of {len(due)} images due were never sent"]
+    measured.notes += _behind(measured)
     return measured
+
+
+def _behind(measured: Measured) -> list[str]:
+    due, sent = measured.settings["due"], measured.settings["sent"]
+    return [f"the pipeline did not keep up: {due - sent} of {due} images due were never sent"] if sent < due else []
 
 
 def _offline(load: _Load, run: _Run) -> Measured:
@@ -250,7 +382,9 @@ def _offline(load: _Load, run: _Run) -> Measured:
     return Measured(load.collect(sent))
 
 
-SCENARIOS: dict[str, Callable[[_Load, _Run], Measured]] = {
+Send = Callable[[_Load, _Run], Measured]
+
+SCENARIOS: dict[str, Send] = {
     "single-stream": _single_stream,
     "multi-stream": _multi_stream,
     "server": _server,

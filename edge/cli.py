@@ -126,6 +126,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
     sub.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="default: %(default)s")
     sub.add_argument("--duration", type=_seconds, default=10.0, metavar="SECONDS", help="default: %(default)s")
+    sub.add_argument(
+        "--generator",
+        choices=("auto", "loadgen", "own"),
+        default="auto",
+        help="who sends: MLCommons' LoadGen, or our own; default: auto, LoadGen where it is installed",
+    )
+    rates = sub.add_mutually_exclusive_group()
+    rates.add_argument(
+        "--rate", type=float, metavar="R", help="server: images a second; default: half of what it can do"
+    )
+    rates.add_argument(
+        "--target-p99", type=float, metavar="MS", help="server: find the highest rate that keeps 99 %% within this time"
+    )
     sub.add_argument("--report", type=Path, metavar="DIR", help="write report.json and report.html there")
 
     sub = command("report", _report, "latency report of what the daemon did", [])
@@ -203,6 +216,9 @@ def _bench(options: argparse.Namespace) -> int:
             options.images,
             options.scenario,
             options.duration,
+            rate=options.rate,
+            generator=options.generator,
+            target_p99_ms=options.target_p99,
             guard=options.guard,
             progress=progress,
         )

@@ -21,7 +21,7 @@ PHANTOMS = 24
 
 def test_its_answers_are_those_of_onnx_runtime(int8_bundle: Path) -> None:
     bundle = load_bundle(int8_bundle)
-    images = np.stack([render(5_000_000 + i, bundle.input_size).pixels for i in range(PHANTOMS)])[:, np.newaxis]
+    images = np.stack([render(5_000_000 + i, bundle.input_size).image for i in range(PHANTOMS)])[:, np.newaxis]
     found = {}
     for name in ("openvino", "onnxruntime"):
         with open_backend(bundle, name) as backend:

@@ -95,7 +95,12 @@ def test_files_are_decoded_too(tiny_bundle, pictures, scenario):
 def test_the_warm_up_is_not_counted(tiny_bundle, paced, scenario):
     backend, opener = paced(0.001)
     report = run_bench(
-        tiny_bundle, opener, scenario=scenario, duration=0.2, rate=200.0 if scenario == "server" else None
+        tiny_bundle,
+        opener,
+        scenario=scenario,
+        duration=0.2,
+        rate=200.0 if scenario == "server" else None,
+        generator="own",
     )
     assert report["counts"]["done"] == sum(backend.given) - WARM_UP
     assert report["gpu_ms"]["max"] == 1.25
@@ -120,27 +125,48 @@ def test_a_multi_stream_query_takes_as_long_as_its_last_image(tiny_bundle, paced
 def test_a_server_times_images_from_when_they_were_due(tiny_bundle, paced):
     """100 images/s arrive at a backend that does 50: without coordinated omission the last ones have waited long."""
     _, opener = paced(0.02)
-    report = run_bench(tiny_bundle, opener, scenario="server", duration=1, rate=100.0)
+    report = run_bench(tiny_bundle, opener, scenario="server", duration=1, rate=100.0, generator="own")
     assert report["settings"]["due"] == 100
     assert report["counts"]["done"] == report["settings"]["sent"] == 100
     # 100 images take 2 s at least, and the last one was due at about 1.2 s; the queues hold 20 images, or 0.4 s.
     assert report["stages"]["total"]["max"] > 400
 
 
-def test_a_server_that_falls_hopelessly_behind_says_how_much_was_never_sent(tiny_bundle, paced):
+@pytest.mark.parametrize("generator", ["own", "auto"])
+def test_a_server_that_falls_hopelessly_behind_says_how_much_was_never_sent(tiny_bundle, paced, generator):
     _, opener = paced(0.02)
-    report = run_bench(tiny_bundle, opener, scenario="server", duration=0.2, rate=1000.0)
+    report = run_bench(tiny_bundle, opener, scenario="server", duration=0.2, rate=1000.0, generator=generator)
     settings = report["settings"]
-    assert settings["due"] == 200
-    assert 0 < settings["sent"] < 200
-    assert report["counts"]["done"] == settings["sent"]
-    assert any(f"{200 - settings['sent']} of 200 images due were never sent" in note for note in report["notes"])
+    due, sent = settings["due"], settings["sent"]
+    assert due == 200 if generator == "own" else 100 < due < 300
+    assert 0 < sent < due
+    assert report["counts"]["done"] == sent
+    assert any(f"{due - sent} of {due} images due were never sent" in note for note in report["notes"])
 
 
 def test_a_server_without_a_rate_gets_half_of_what_the_pipeline_does(tiny_bundle, paced):
     _, opener = paced(0.004)
     report = run_bench(tiny_bundle, opener, scenario="server", duration=0.2)
     assert 0 < report["settings"]["rate"] <= 125
+
+
+def test_a_server_keeps_its_target_at_the_rate_that_is_found(tiny_bundle, paced, monkeypatch):
+    monkeypatch.setattr("edge.bench.TRIAL_SECONDS", 0.1)
+    _, opener = paced(0.001)
+    report = run_bench(tiny_bundle, opener, scenario="server", duration=0.5, target_p99_ms=200.0)
+    settings = report["settings"]
+    assert report["stages"]["total"]["p99"] <= 200.0 or "was met in shorter runs" in report["notes"][-1]
+    assert settings["target_p99_ms"] == 200.0
+    assert settings["tried"].count("/s: ") >= 7
+    assert report["counts"]["done"] >= 100
+
+
+def test_a_target_that_no_rate_meets_is_told(tiny_bundle, paced, monkeypatch):
+    monkeypatch.setattr("edge.bench.TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr("edge.rate_search.STEPS", 2)
+    _, opener = paced(0.002)
+    with pytest.raises(MachineError, match=r"no rate meets a 99th percentile of 1 ms \(.*give a longer --target-p99"):
+        run_bench(tiny_bundle, opener, scenario="server", duration=0.1, target_p99_ms=1.0)
 
 
 def test_offline_keeps_the_pipeline_full(tiny_bundle, paced):
@@ -195,11 +221,14 @@ def test_a_backend_that_fails_ends_the_run(tiny_bundle, paced):
     ("arguments", "message"),
     [
         ({"scenario": "burst"}, "is none of single-stream, multi-stream, server, offline"),
+        ({"target_p99_ms": 5.0}, "is for the scenario server, not single-stream"),
+        ({"scenario": "server", "target_p99_ms": 0.0}, "expected a positive number and no rate"),
+        ({"scenario": "server", "target_p99_ms": 5.0, "rate": 1.0}, "expected a positive number and no rate"),
         ({"duration": 0.0}, "not a positive number of seconds"),
         ({"duration": float("nan")}, "not a positive number of seconds"),
         ({"duration": float("inf")}, "not a positive number of seconds"),
         ({"scenario": "server", "rate": 0.0}, "not a positive number of images a second"),
-        ({"scenario": "offline", "rate": 5.0}, "a rate has no meaning"),
+        ({"scenario": "offline", "rate": 5.0}, "a rate is for the scenario server, not offline"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_opened(tiny_bundle, arguments, message):
