@@ -44,7 +44,6 @@ def prepared(place: Path, bundle: Path, more: str = "") -> tuple[Daemon, Places]
     places = Places(place / "inbox", free_port(), free_port())
     settings = f"""
 bundle = "{bundle}"
-backend = "onnxruntime"
 guard = false
 watch = ["{places.inbox}"]
 [http]

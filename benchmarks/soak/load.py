@@ -22,6 +22,8 @@ from benchmarks.soak.senders import png
 from tests.system.daemon import Daemon
 
 CLIENTS = 16
+STORM = 90
+"""Connections of an overload: each sends again as soon as it is answered. The daemon takes 100."""
 
 
 def numbered(image: bytes, number: int) -> bytes:
@@ -144,7 +146,7 @@ def run_overload(place: Path, bundle: Path, *, seconds: float, times: float = 10
         time.sleep(2)
         best, _ = _done_per_second(daemon, max(4.0, seconds / 4))
         calm.stop()
-        storm = Clients(places.http_port, times * best, first=10_000_000)
+        storm = Clients(places.http_port, times * best, first=10_000_000, clients=STORM)
         time.sleep(seconds / 4)
         before = sum(storm.answers.values())
         with watched(daemon) as watch:

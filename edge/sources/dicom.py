@@ -27,6 +27,7 @@ from edge.refusals import Refusals
 from edge.service import BusyError, Service, StorageFullError
 from edge.sources.dicom_config import DicomConfig
 from edge.sources.dicom_transport import BoundedServer, Limits
+from edge.sources.priority import step_back
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class DicomServer:
                 f"the DICOM server cannot listen on {where}: {error.strerror or error}: is another program using it? "
                 "Choose another `port` or `bind`"
             ) from None
-        self._thread = threading.Thread(target=server.serve_forever, args=(0.5,), name="dicom", daemon=True)
+        self._thread = threading.Thread(target=_serve, args=(server,), name="dicom", daemon=True)
         self._thread.start()
         tls = " with TLS" if context else ""
         log.info("dicom: listening on %s:%d as %s%s", config.bind, self.port, config.aet, tls)
@@ -201,6 +202,11 @@ class DicomServer:
             raise _RefusedError(CANNOT_UNDERSTAND, "Data set is of another SOP Instance")
         stat = request.Priority == _HIGH_PRIORITY
         self._service.receive(content, origin="dicom", instance=instance, stat=stat)
+
+
+def _serve(server: BoundedServer) -> None:
+    step_back()
+    server.serve_forever(0.5)
 
 
 class _RefusedError(Exception):

@@ -25,6 +25,7 @@ from dicomweb_client.api import DICOMwebClient
 
 from edge.bundle import load_bundle
 from edge.sources.http.tokens import new_token
+from edge.sources.priority import NICE
 from tests.system.daemon import EDGE_INFER, HttpDaemon, serving_http
 from tests.system.fuzz_http import SETTINGS, fuzz
 from tests.unit.edge.dicom_writer import REAL
@@ -188,6 +189,14 @@ def test_the_description_is_true(daemon: HttpDaemon, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "Traceback" not in daemon.log
+
+
+def test_its_server_lets_inference_go_first(daemon: HttpDaemon) -> None:
+    assert httpx.get(f"{daemon.url}/v1/results").status_code == 200
+    tasks = Path(f"/proc/{daemon.process.pid}/task")
+    nice = {int(task.name): os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks.iterdir()}
+    assert nice[daemon.process.pid] == os.getpriority(os.PRIO_PROCESS, 0)
+    assert sum(value == NICE for value in nice.values()) >= 2  # the event loop, and a thread that asked the ledger
 
 
 def test_spoilt_requests_break_nothing(daemon: HttpDaemon) -> None:

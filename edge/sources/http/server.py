@@ -20,6 +20,7 @@ from edge.sources.http.config import HttpConfig
 from edge.sources.http.connection import Connection, Listener, tell_of_handshakes
 from edge.sources.http.context import Context
 from edge.sources.http.tokens import Tokens
+from edge.sources.priority import step_back
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class HttpServer:
         return uvicorn.Server(config)
 
     def _run(self) -> None:
+        step_back()
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # check() tells the daemon
