@@ -50,5 +50,5 @@ def test_its_convolutions_run_in_int8(int8_bundle: Path) -> None:
     precisions = [
         info["runtimePrecision"].astype(str) for info in layers if info["layerType"].astype(str) == "Convolution"
     ]
-    assert len(precisions) == 53
-    assert sum(precision in ("i8", "u8") for precision in precisions) >= 52
+    assert len(precisions) >= 53  # more where a mixed-kernel layer is split
+    assert sum(precision not in ("i8", "u8") for precision in precisions) <= 1  # the head's maps

@@ -146,7 +146,7 @@ def test_the_manifest_names_no_folder_of_this_machine(
     monkeypatch.setattr("edge.backends.tensorrt.open_tensorrt", fail)
     assert main([str(bundle), "--gate-data", str(labelled)]) == 0
     assert "/home/someone" in capsys.readouterr().err
-    assert gate_of(bundle)["backend"]["chosen_because"] == "auto: TensorRT cannot run here"
+    assert gate_of(bundle)["backend"]["chosen_because"] == "auto: tensorrt cannot run here"
     assert "/" not in json.dumps(gate_of(bundle)["backend"])
 
 

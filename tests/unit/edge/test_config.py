@@ -61,7 +61,10 @@ def test_folders_are_a_list_in_the_file_and_separated_by_colons_in_the_environme
         ),
         ('bundle = "b"\n[queue]\nmax_images = "many"', "queue.max_images: .*got 'many'"),
         ('bundle = "b"\n[jsonl]', "jsonl.path is missing: give EDGE_INFER_JSONL__PATH or `jsonl.path` in the file"),
-        ('bundle = "b"\nbackend = "gpu"', "backend: input should be 'auto', 'tensorrt' or 'onnxruntime', got 'gpu'"),
+        (
+            'bundle = "b"\nbackend = "gpu"',
+            "backend: input should be 'auto', 'tensorrt', 'openvino' or 'onnxruntime', got 'gpu'",
+        ),
         ("bundle = = 3", r"settings.toml: .*line 1.*: correct it"),
         (b"\xff".decode("latin-1"), "correct it"),
     ],

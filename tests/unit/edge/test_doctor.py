@@ -86,7 +86,7 @@ def test_the_command_says_what_there_is_and_ends_with_0() -> None:
 
 
 def test_without_any_backend_the_command_says_so_and_ends_with_3() -> None:
-    done = doctor("sys.modules['onnxruntime'] = sys.modules['tensorrt'] = None")
+    done = doctor("sys.modules['onnxruntime'] = sys.modules['openvino'] = sys.modules['tensorrt'] = None")
     assert done.returncode == 3
     lines = done.stdout.splitlines()
     assert any("MISSING" in line and "none works here" in line for line in lines)

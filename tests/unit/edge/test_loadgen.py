@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,14 +63,17 @@ def test_our_percentiles_are_those_of_its_own_log(load: _Load, scenario: str, ra
 
 
 def test_both_generators_find_the_same_latency(tiny_bundle: Bundle, paced: Callable[..., Callable[[], Any]]) -> None:
-    """In turns, on a backend that takes 40 ms: p50 and p90 agree within 3 %."""
+    """In turns, on a backend that takes 40 ms: p50 and p90 agree within 3 %, each the least of some runs.
+
+    What else the machine does can only add to a latency.
+    """
     found: dict[str, list[tuple[float, float]]] = {"loadgen": [], "own": []}
-    for _ in range(3):
+    for _ in range(5):
         for generator, figures in found.items():
             report = run_bench(tiny_bundle, paced(0.04), duration=1.0, generator=generator)
             figures.append((report["stages"]["total"]["p50"], report["stages"]["total"]["p90"]))
     for theirs, ours in zip(zip(*found["loadgen"]), zip(*found["own"])):
-        assert statistics.median(theirs) == pytest.approx(statistics.median(ours), rel=0.03)
+        assert min(theirs) == pytest.approx(min(ours), rel=0.03)
 
 
 def test_a_backend_that_fails_ends_the_run(tiny_bundle: Bundle, paced: Callable[..., Callable[[], Any]]) -> None:

@@ -87,7 +87,7 @@ def test_the_facts_say_how_it_ran_and_why_it_was_chosen(tiny_bundle: Bundle) -> 
 
 
 def test_an_unknown_backend_is_wrong_use(tiny_bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="is none of auto, tensorrt, onnxruntime"):
+    with pytest.raises(UsageError, match="is none of auto, tensorrt, openvino, onnxruntime"):
         open_backend(tiny_bundle, "tensorflow")
 
 
