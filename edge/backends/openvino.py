@@ -68,7 +68,7 @@ class OpenVinoBackend:
         if "logits" not in self._outputs:
             raise BundleError(f"{path} has no output named logits: build the bundle anew")
         self.facts: dict[str, Any] = {
-            "openvino": openvino.__version__,
+            "openvino": openvino.__version__.partition("-")[0],  # without branch and build
             "device": core.get_property("CPU", "FULL_DEVICE_NAME"),
             "threads": threads,
             "model": path.name,
