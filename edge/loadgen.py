@@ -6,8 +6,11 @@ longer, and judged by its own log: what this gives is no MLPerf result.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import queue
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlperf_loadgen as lg
+
+INTERRUPTED = 130
+"""The exit status of a process that was interrupted, as `edge.cli` has it."""
 
 SAMPLES = 1 << 16
 """LoadGen chooses among so many; we send ours in their order whichever it chooses."""
@@ -63,15 +69,19 @@ class Generator:
         sender.start()
         test = threading.Thread(target=self._test, name="loadgen", daemon=True)
         test.start()
-        error: BaseException | None = None
-        while test.is_alive():
-            test.join(0.2)
-            progress()
-            try:
-                self._load.check()
-            except BaseException as caught:
-                error = error or caught
-                self._fail()
+        error: Exception | None = None
+        try:
+            while test.is_alive():
+                test.join(0.2)
+                progress()
+                try:
+                    self._load.check()
+                except Exception as caught:
+                    error = error or caught
+                    self._fail()
+        except BaseException:
+            atexit.register(_leave_at_once)
+            raise
         self._issued.put(None)
         sender.join()
         self._load.on_result = None
@@ -137,6 +147,13 @@ class Generator:
         self._failed = True
         while self._ids:
             _complete([self._ids.popitem()[1]])
+
+
+def _leave_at_once() -> None:
+    """End an interrupted process: LoadGen cannot be told to stop, and its threads crash while Python shuts down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def version() -> str:

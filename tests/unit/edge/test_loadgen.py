@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +106,16 @@ def test_without_loadgen_our_own_sends(
     assert run_bench(tiny_bundle, paced(0.001), duration=0.1)["settings"]["generator"] == "own"
     with pytest.raises(MachineError, match=r"pip install 'mdconv-edge\[bench\]'"):
         run_bench(tiny_bundle, paced(0.001), duration=0.1, generator="loadgen")
+
+
+def test_an_interrupt_ends_it_at_once_with_its_status(tiny_bundle: Bundle) -> None:
+    command = [Path(sys.executable).with_name("edge-infer"), "bench", "--bundle", tiny_bundle.directory]
+    command += ["--backend", "onnxruntime", "--generator", "loadgen", "--duration", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "measuring" not in (line := process.stderr.readline()):
+            assert line, "it ended by itself"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "edge-infer: interrupted"
