@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,8 +130,8 @@ class Generator:
             try:
                 # Offline all are issued at once, and each is timed from when the pipeline takes it, as in `edge.bench`.
                 self._load.submit(None if self._offline else now, functools.partial(self._note, query, id))
-            except BaseException:  # `run` raises what stopped the pipeline
-                _complete([id])
+            except Exception:  # `run` raises what stopped the pipeline
+                self._fail()
 
     def _note(self, query: list[str], id: int, image: str) -> None:
         query.append(image)
@@ -145,8 +146,9 @@ class Generator:
     def _fail(self) -> None:
         """Answer whatever is under way, so that LoadGen comes to its end."""
         self._failed = True
-        while self._ids:
-            _complete([self._ids.popitem()[1]])
+        with suppress(KeyError):  # none is left; several threads may be at it, and none may answer what another did
+            while True:
+                _complete([self._ids.popitem()[1]])
 
 
 def _leave_at_once() -> None:
