@@ -1,9 +1,11 @@
 """How fast the fused kernels are on this machine's GPU, beside the unfused sequence and beside PyTorch with cuDNN.
 
-    python benchmarks/kernel_speed.py            # needs an NVIDIA GPU and nvcc; PyTorch with CUDA for its columns
+    python benchmarks/kernel_speed.py [--batch N]    # needs an NVIDIA GPU, nvcc, and PyTorch with CUDA
 
-One image through the network's depthwise layers at 448x448, the channels split 1:1 between 3x3 and 5x5. Every launch
-has its own X and Y, together larger than the L2 cache, inside one CUDA graph; medians of 20 graphs, in microseconds.
+A batch of images through the network's depthwise layers at 448x448, the channels split 1:1 between 3x3 and 5x5. Every
+launch has its own X and Y, together larger than the L2 cache, inside one CUDA graph; medians of 20 graphs, in
+microseconds. A large GPU is done with one image's layer before it has started well: with 16 images each of the 132
+multiprocessors of an H100 has as much to do as each of the 8 of an Orin Nano with one.
 
 - copy: what a device-to-device copy of the layer's compulsory bytes takes here, at the bandwidth of a large copy
 - default, best: the tactic that is taken where nothing is timed, and the fastest of all (which TensorRT takes)
@@ -14,17 +16,19 @@ has its own X and Y, together larger than the L2 cache, inside one CUDA graph; m
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import byref, c_float, c_int32
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,7 +46,7 @@ UNFUSED = 0
 
 def sets_of(must: int) -> int:
     """How many X and Y it takes to pass the cache."""
-    return max(8, int(np.ceil(CACHE_BYTES / must)))
+    return max(2, int(np.ceil(CACHE_BYTES / must)))
 
 
 def compulsory_bytes(layer: Layer, operands: Operands) -> int:
@@ -54,9 +58,13 @@ def compulsory_bytes(layer: Layer, operands: Operands) -> int:
     )
 
 
-def microseconds(library: Any, layer: Layer, operands: Operands, tactic: int, sets: int) -> float:
-    """Median time of a launch of `tactic`. Raises `RuntimeError` with CUDA's error."""
-    arrays = [pack(operands.x, layer.layout, 0), operands.weight, operands.bias, operands.weight_scale]
+def packed(layer: Layer, operands: Operands) -> list[NDArray[Any] | None]:
+    """The operands as they lie in memory."""
+    return [pack(operands.x, layer.layout, 0), operands.weight, operands.bias, operands.weight_scale]
+
+
+def microseconds(library: Any, layer: Layer, arrays: Sequence[NDArray[Any] | None], tactic: int, sets: int) -> float:
+    """Median time of a launch of `tactic` on `packed` arrays. Raises `RuntimeError` with CUDA's error."""
     tensors = host_kernel._Tensors(*(None if a is None else a.ctypes.data for a in arrays), None)
     times = (c_float * WINDOWS)()
     problem = host_kernel.problem_of(layer)
@@ -140,20 +148,22 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / statistics.median(times)
 
 
-def rows(library: Any, bandwidth: float) -> Iterator[tuple[Any, ...]]:
+def rows(library: Any, bandwidth: float, batch: int) -> Iterator[tuple[Any, ...]]:
     for dtype, layout in FORMATS:
         for shape in NETWORK_LAYERS:
-            layer = network_layer(dtype, layout, *shape)
+            layer = replace(network_layer(dtype, layout, *shape), batch=batch)
             operands = random_operands(layer, np.random.default_rng(0))
             must = compulsory_bytes(layer, operands)
             sets = sets_of(must)
             tactics = range(1, host_kernel.tactic_count(dtype, layout) + 1)
-            times = {tactic: microseconds(library, layer, operands, tactic, sets) for tactic in tactics}
+            arrays = packed(layer, operands)
+            times = {tactic: microseconds(library, layer, arrays, tactic, sets) for tactic in tactics}
             linear = replace(layer, layout="linear")
+            unfused = microseconds(library, linear, packed(linear, operands), UNFUSED, sets)
             yield (
                 *(dtype, layout, ", ".join(map(str, shape)), 1e6 * must / bandwidth),
                 *(times[host_kernel.default_tactic(layer)], min(times.values())),
-                *(min(times, key=times.__getitem__), microseconds(library, linear, operands, UNFUSED, sets)),
+                *(min(times, key=times.__getitem__), unfused),
                 torch_microseconds(layer, sets),
             )
 
@@ -161,16 +171,20 @@ def rows(library: Any, bandwidth: float) -> Iterator[tuple[Any, ...]]:
 def main() -> None:
     import torch
 
+    parser = argparse.ArgumentParser(description="The fused kernels' speed on this GPU, beside what else there is.")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a launch (default: 1)")
+    batch = parser.parse_args().batch
+
     os.environ[host_kernel.ON_GPU] = "1"
     library = ctypes.CDLL(str(device_library()))
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}; PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
-    print(f"a copy of 1 GiB: {bandwidth / 1e9:.0f} GB/s, read and written\n")
+    print(f"a copy of 1 GiB: {bandwidth / 1e9:.0f} GB/s, read and written; batch {batch}\n")
     head = ("type", "layout", "C, H = W, stride", "copy", "default", "best (tactic)", "of copy")
     head += ("unfused", "padded", "split")
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     totals: dict[tuple[str, str], list[float]] = {}
-    for dtype, layout, shape, copy, default, best, tactic, unfused, peers in rows(library, bandwidth):
+    for dtype, layout, shape, copy, default, best, tactic, unfused, peers in rows(library, bandwidth, batch):
         padded, split = (peers.get(name) for name in ("padded", "split"))
         cells = [f"{copy:.1f}", f"{default:.1f}", f"{best:.1f} ({tactic})", f"{copy / best:.2f}"]
         cells += ["-" if time is None else f"{time:.1f} ({time / best:.1f}x)" for time in (unfused, padded, split)]
@@ -180,8 +194,9 @@ def main() -> None:
             added[index] += time or 0.0
     print("\nall layers:")
     for (dtype, layout), (copy, default, best, unfused, padded, split) in totals.items():
-        ratios = f"unfused {unfused / best:.2f}x, padded {padded / best:.2f}x, split {split / best:.2f}x"
-        print(f"{dtype} {layout}: best {best:.0f} µs, default {default / best:.2f}x, copy {copy / best:.2f}x, {ratios}")
+        peers = (("copy", copy), ("default", default), ("unfused", unfused), ("padded", padded), ("split", split))
+        ratios = ", ".join(f"{name} {time / best:.2f}x" for name, time in peers if time)
+        print(f"{dtype} {layout}: best {best:.0f} µs; {ratios}")
 
 
 if __name__ == "__main__":
