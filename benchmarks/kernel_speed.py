@@ -1,6 +1,7 @@
 """How fast the fused kernels are on this machine's GPU, beside the unfused sequence and beside PyTorch with cuDNN.
 
     python benchmarks/kernel_speed.py [--batch N]    # needs an NVIDIA GPU, nvcc, and PyTorch with CUDA
+    ncu --metrics smsp__inst_executed.sum python benchmarks/kernel_speed.py --once --batch 16
 
 A batch of images through the network's depthwise layers at 448x448, the channels split 1:1 between 3x3 and 5x5. Every
 launch has its own X and Y, together larger than the L2 cache, inside one CUDA graph; medians of 20 graphs, in
@@ -12,6 +13,8 @@ multiprocessors of an H100 has as much to do as each of the 8 of an Orin Nano wi
 - of copy: the copy's time over the best's: 1 is a kernel as fast as memory
 - unfused: split, a convolution a kernel size, concat, bias and activation (benchmarks/kernels), linear layout
 - padded, split: PyTorch with cuDNN, the convolution padded to 5x5 and ReLU6; and two convolutions, concatenation, ReLU6
+
+`--once` launches each tactic of each layer once, and prints how it is cut, for a profiler to look at.
 """
 
 from __future__ import annotations
@@ -168,14 +171,30 @@ def rows(library: Any, bandwidth: float, batch: int) -> Iterator[tuple[Any, ...]
             )
 
 
-def main() -> None:
-    import torch
+def launch_once(batch: int) -> None:
+    """Each tactic of each layer, in the order in which it is printed."""
+    for dtype, layout in FORMATS:
+        for shape in NETWORK_LAYERS:
+            layer = replace(network_layer(dtype, layout, *shape), batch=batch)
+            operands = random_operands(layer, np.random.default_rng(0))
+            for tactic in range(1, host_kernel.tactic_count(dtype, layout) + 1):
+                print(dtype, layout, *shape, "tactic", tactic, host_kernel.plan(layer, tactic), flush=True)
+                host_kernel.run(layer, operands, tactic)
 
+
+def main() -> None:
     parser = argparse.ArgumentParser(description="The fused kernels' speed on this GPU, beside what else there is.")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a launch (default: 1)")
-    batch = parser.parse_args().batch
-
+    parser.add_argument("--once", action="store_true", help="launch each tactic once, under a profiler")
+    options = parser.parse_args()
+    batch = options.batch
     os.environ[host_kernel.ON_GPU] = "1"
+    if options.once:
+        launch_once(batch)
+        return
+    import torch
+
+
     library = ctypes.CDLL(str(device_library()))
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}; PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
