@@ -29,6 +29,8 @@ h3 { font-size: .95rem; margin: 20px 0 6px; }
 p { margin: 4px 0 12px; }
 .verdict { font-size: 1.75rem; line-height: 1.25; font-weight: 650; letter-spacing: -.01em;
   text-wrap: balance; margin: 6px 0 8px; }
+.verdict .alarm { display: block; font-size: 1.15rem; line-height: 1.4; letter-spacing: 0; margin: 8px 0 0;
+  font-weight: 600; color: var(--alarm); }
 .about { color: var(--muted); margin: 0 0 16px; }
 .muted { color: var(--muted); }
 .notice { border-left: 4px solid var(--warn); background: var(--warn-soft); padding: 8px 14px; border-radius: 4px;
@@ -50,6 +52,7 @@ svg text.strong { font-weight: 650; paint-order: stroke; stroke: var(--card); st
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--axis); }
 svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg .alarm { stroke: var(--alarm); stroke-width: 1.5; } svg text.alarm-text { fill: var(--alarm); }
+svg .throttled { fill: var(--alarm); opacity: .16; }
 svg .bar { fill: var(--p90); } svg .tail { fill: var(--second); }
 svg rect.p50 { fill: var(--p50); } svg rect.p90 { fill: var(--p90); } svg rect.p99 { fill: var(--p99); }
 svg .area { fill: var(--p99); opacity: .45; } svg .dot { fill: var(--p50); stroke: var(--card); stroke-width: 1.5; }

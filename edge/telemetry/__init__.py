@@ -15,6 +15,7 @@ from edge.telemetry.machine import LIBRARIES, clocks, machine_facts, power_mode
 from edge.telemetry.process import rss_mb
 from edge.telemetry.sampler import Sampler
 from edge.telemetry.sysfs import (
+    GPU_BOARD,
     board_rails,
     cpu_mhz,
     emc_mhz,
@@ -26,6 +27,7 @@ from edge.telemetry.sysfs import (
 )
 
 __all__ = [
+    "GPU_BOARD",
     "LIBRARIES",
     "UNAVAILABLE",
     "Sampler",
