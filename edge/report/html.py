@@ -12,6 +12,7 @@ from edge.report.markup import as_table, badge, facts, plot, section, table
 from edge.report.plots import histogram_plot
 from edge.report.style import STYLE
 from edge.report.svg import figure_text
+from edge.report.time_series import WHOLE
 from edge.telemetry import UNAVAILABLE
 
 SCENARIOS = {
@@ -85,7 +86,8 @@ def _first_plot(report: Mapping[str, Any]) -> str:
 def _tiles(report: Mapping[str, Any]) -> str:
     total, counts = report["stages"].get("total"), report["counts"]
     energy, gpu = report["energy_per_image_j"], report["gpu_ms"]
-    covered = "" if report["energy"] == UNAVAILABLE else f", {report['energy']['covers']}"
+    partly = report["energy"] != UNAVAILABLE and report["energy"]["covers"] != WHOLE
+    covered = f", {report['energy']['covers']}" if partly else ""
     tiles = [(name, *_unit(total[name] if total else None, "ms")) for name in ("p50", "p90", "p99")]
     tiles += [
         ("throughput", *_unit(report["throughput"], "images/s")),

@@ -22,7 +22,7 @@ def section(title: str, content: str) -> str:
 
 
 def plot(svg: str, name: str) -> str:
-    return f'<div class="plot"{_scrolls(name)}>{svg}</div>'
+    return f'<div class="plot"{_scrolls(f"Plot: {name}")}>{svg}</div>'
 
 
 def _scrolls(name: str) -> str:

@@ -144,7 +144,7 @@ def _lane(lane: Lane, x: Callable[[float], float], base: float) -> list[str]:
             body += [path(points, kind)]
         if len(lane.lines) > 1:
             body += [text(legend, base - LANE - 8, name, "tick", "end")]
-            legend -= sum(8.4 if letter.isupper() else 6.6 for letter in name) + 8
+            legend -= sum(8.4 if letter.isupper() else 7.0 for letter in name) + 8
             body += [line(legend - 18, base - LANE - 12, legend - 2, base - LANE - 12, kind)]
             legend -= 36
     return body

@@ -14,6 +14,9 @@ from edge.telemetry import GPU_BOARD, UNAVAILABLE, board_rails
 MAX_POINTS = 240
 BINS = 60
 
+WHOLE = "the module"
+"""What energy covers where the rails that feed all of it can be read."""
+
 
 def time_series(done: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``{"latency": ..., "machine": ..., "throttled": ...}``, against ``t_s``: seconds since the first of them began.
@@ -119,5 +122,5 @@ def energy_j(samples: Sequence[Mapping[str, Any]], wall_seconds: float) -> dict[
     mean_w = area / elapsed
     if mean_w <= 0:
         return None
-    covers = "the GPU board alone" if rails == (GPU_BOARD,) else "the module"
+    covers = "the GPU board alone" if rails == (GPU_BOARD,) else WHOLE
     return {"joules": mean_w * wall_seconds, "mean_w": mean_w, "rails": list(rails), "covers": covers}
