@@ -205,9 +205,10 @@ def run_steady(place: Path, bundle: Path, *, seconds: float, load: float = 0.8, 
         with watched(daemon) as watch:
             time.sleep(seconds * 9 / 10)
         # Not by the ledger, from which retention takes the oldest results meanwhile.
-        rate = (clients.answers[202] - taken) / (time.monotonic() - start)
+        taken = clients.answers[202] - taken
+        rate = taken / (time.monotonic() - start)
         clients.stop()
-        results = daemon.results()
+        results = daemon.results()[-taken:]
         answers = dict(clients.answers)
     latencies = sorted(result["timings_ms"]["total"] for result in results)
     return Steady(
