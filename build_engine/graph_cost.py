@@ -1,10 +1,10 @@
 """What an ONNX graph costs a GPU, kernel by kernel: bytes from and to memory, operations, and the type they run in.
 
 Nodes are gathered into kernels as TensorRT fuses them: a convolution with its bias, its activation and the sum of a
-residual behind it; element-wise nodes in a row; QuantizeLinear with what it rounds, DequantizeLinear with what reads it,
-so that a tensor between int8 layers is one byte a value in memory. Shapes without data (Reshape and its like) cost
-nothing; Split, Concat and Transpose are copies. What TensorRT does beside that is not in the graph and not counted:
-changes of layout, and the concatenations that it makes by having the parts written into one buffer.
+residual behind it; element-wise nodes in a row; QuantizeLinear with what it rounds, DequantizeLinear with what reads
+it, so that a tensor between int8 layers is one byte a value in memory. Reshape and its like cost nothing; Split, Concat
+and Transpose are copies. Not counted is what the graph does not show: kernels that only change a layout, and copies
+that TensorRT saves by having the parts of a concatenation written into one buffer.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper, shape_inference
 
 from calibration.graph import MDCONV, attributes, consumers
-from edge.errors import UsageError, describe_os_error
+from edge.errors import UsageError
 
 _ALIASES = {"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _POINTWISE = {
@@ -30,7 +28,7 @@ _POINTWISE = {
 }
 _COPIES = {"Concat", "Split", "Transpose"}
 _COMMUTING = {"MaxPool", *_ALIASES, *_COPIES}
-"""A QuantizeLinear behind one of these is done in front of it: it moves values or picks them, and int8 is less to move."""
+"""A QuantizeLinear behind one of these is done before it: it moves values or picks them, and int8 is less to move."""
 _POOLS = {"AveragePool", "MaxPool"}
 _REDUCTIONS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum", "Softmax"}
 _PRODUCTS = {"Gemm", "MatMul"}
@@ -60,16 +58,6 @@ class KernelCost(NamedTuple):
     @property
     def bytes(self) -> int:
         return self.read + self.weights + self.written
-
-
-def load_graph(path: Path) -> onnx.ModelProto:
-    """The model in `path`. Raises `UsageError` if it is none."""
-    try:
-        return onnx.load(path)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {describe_os_error(error)}") from None
-    except DecodeError:
-        raise UsageError(f"{path} is no ONNX file: name one, or a bundle's directory") from None
 
 
 def kernel_costs(model: onnx.ModelProto, batch: int = 1) -> list[KernelCost]:
@@ -193,20 +181,33 @@ class _Walk:
             self._add(node, maker)
 
     def _join(self, node: onnx.NodeProto) -> None:
-        """Put an element-wise node into the kernel that makes its input last, if that may take it; else start one."""
-        made = [self.made_in.get(self._source(name), -1) for name in node.input if name]
-        latest = max(made)
-        shape = self._shape(node.output[0])
-        if latest >= 0 and self.kernels[latest].fuses and self.kernels[latest].shape == shape:
-            inner = [name for name in node.input if name and self.made_in.get(name) == latest]
-            if inner and all(self._is_inner(name, shape) for name in inner):
-                self._add(node, latest)
-                if self.kernels[latest].alone:
-                    self.kernels[latest].operations += self._size(node.output[0])
+        """Put an element-wise node into the kernel that makes one of its inputs, if that can take it; else start one."""
+        shape, size = self._shape(node.output[0]), self._size(node.output[0])
+        for name in sorted(node.input, key=lambda name: self.made_in.get(name, -1), reverse=True):
+            number = self.made_in.get(name, -1)
+            if number < 0 or not self.kernels[number].fuses or self.kernels[number].shape != shape:
+                continue
+            others = {self.made_in.get(self._source(other), -1) for other in node.input if other} - {number}
+            if self._is_inner(name, shape) and not any(self._needs(other, number) for other in others):
+                self._add(node, number)
+                self.kernels[number].operations += size if self.kernels[number].alone else 0
                 return
         dtype = self._dtype(node.output[0])
-        operations = self._size(node.output[0])
-        self._start(node, _Kernel(node, "pointwise", dtype, "cuda", operations, shape, True, alone=True))
+        self._start(node, _Kernel(node, "pointwise", dtype, "cuda", size, shape, True, alone=True))
+
+    def _needs(self, number: int, wanted: int) -> bool:
+        """Whether kernel `number` runs after kernel `wanted`, by what they read."""
+        seen: set[int] = set()
+        ahead = [number]
+        while ahead:
+            kernel = ahead.pop()
+            if kernel == wanted:
+                return True
+            if kernel >= 0 and kernel not in seen:
+                seen.add(kernel)
+                names = (name for node in self.kernels[kernel].nodes for name in node.input)
+                ahead += [self.made_in.get(self._source(name), -1) for name in names]
+        return False
 
     def _is_inner(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether all that reads a tensor is element-wise and of its shape, so that it need not be in memory."""
