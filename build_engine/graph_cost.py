@@ -181,7 +181,7 @@ class _Walk:
             self._add(node, maker)
 
     def _join(self, node: onnx.NodeProto) -> None:
-        """Put an element-wise node into the kernel that makes one of its inputs, if that can take it; else start one."""
+        """Put an element-wise node into the kernel that makes one of its inputs, or start one if none can take it."""
         shape, size = self._shape(node.output[0]), self._size(node.output[0])
         for name in sorted(node.input, key=lambda name: self.made_in.get(name, -1), reverse=True):
             number = self.made_in.get(name, -1)

@@ -34,7 +34,7 @@ ORIN = Family(4096)  # 85 dense int8 TOPS of AGX Orin 64 GB (half of 170 sparse)
 THOR = Family(16384)  # 517 dense FP8 TFLOPS of the T5000 (a quarter of 2070 sparse FP4); int8 is taken to be as fast
 
 _CUDA_CORE = {"int8": 8, "float16": 4, "float32": 2}
-"""Operations of a CUDA core in a clock: four int8 products by one IDP.4A, two packed float16 products or one of float32,
+"""Operations of a CUDA core in a clock: four int8 products by one IDP.4A, two packed float16 or one float32,
 each with its addition. IDP.4A runs at half that rate on some Ampere chips; the higher one keeps a floor a floor."""
 
 
