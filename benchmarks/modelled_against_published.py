@@ -10,6 +10,7 @@ out. The form of the model, and which figures to fit, were chosen with all of th
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import math
@@ -112,6 +113,7 @@ def counts(rows: Sequence[Compared]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = [compare(row) for row in PUBLISHED]
     print(f"{MODELLED} Published by:")
     print("\n".join(f"- {name}: {text}" for name, text in SOURCES.items()))

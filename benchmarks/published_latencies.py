@@ -46,7 +46,7 @@ SOURCES = {
     "TensorRT 10.3, MAXN_SUPER, TF32 allowed, INT8 by ModelOpt with the rest in float16",
     "NetsPresso": "github.com/Nota-NetsPresso/netspresso-trainer, docs/benchmarks/device_matrix/tensorrt.md: JetPack "
     "6.0 (Orin Nano; whether of 4 or 8 GB, and its power mode, are not told) and 5.0.1 (AGX Orin), three classes",
-    "MLPerf": "MLPerf Inference 3.1, closed, edge: NVIDIA's SingleStream p90, with TensorRT plugins of its own",
+    "MLPerf": "MLPerf Inference 3.1, closed, edge: NVIDIA's SingleStream p90",
 }
 
 
