@@ -44,7 +44,8 @@ def _network(name: str, classes: int) -> onnx.ModelProto:
 
 @functools.lru_cache
 def _kernels(name: str, classes: int, batch: int, precision: str) -> tuple[KernelCost, ...]:
-    return tuple(kernel_costs(in_precision(with_batch(_network(name, classes), batch), precision)))
+    model = _network(name, classes)
+    return tuple(kernel_costs(in_precision(model if batch == 1 else with_batch(model, batch), precision)))
 
 
 def compare(row: Published) -> Compared:
@@ -67,7 +68,7 @@ def fit(rows: Sequence[Compared]) -> tuple[Band, Band]:
         for row in fitted
     ]
     corners = []
-    for (a, b), (c, d) in itertools.combinations([*per_unit], 2):  # the best pair makes two rows end at their figure
+    for (a, b), (c, d) in itertools.combinations(per_unit, 2):  # the best pair makes two rows end at their figure
         determinant = a * d - b * c
         if determinant:
             inverse, each = (d - b) / determinant, (a - c) / determinant

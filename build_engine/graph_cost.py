@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
 from calibration.graph import MDCONV, attributes, consumers
 from edge.errors import UsageError
@@ -34,6 +33,12 @@ _REDUCTIONS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", 
 _PRODUCTS = {"Gemm", "MatMul"}
 _KNOWN = {"Constant", "Conv", "DequantizeLinear", "QuantizeLinear", MDCONV}
 _KNOWN |= _ALIASES | _POINTWISE | _COPIES | _POOLS | _REDUCTIONS | _PRODUCTS
+_TYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "int8",
+}
 
 
 class KernelCost(NamedTuple):
@@ -96,17 +101,17 @@ class _Walk:
         self.readers = consumers(self.graph)
         values = [*self.graph.input, *self.graph.value_info, *self.graph.output]
         self.types = {value.name: value.type.tensor_type for value in values}
-        first = [dim.dim_param for value in self.graph.input for dim in value.type.tensor_type.shape.dim[:1]]
-        self.symbols = {name for name in first if name}
+        first = [dim for value in self.graph.input for dim in value.type.tensor_type.shape.dim[:1]]
+        self.symbols = {dim.dim_param for dim in first} - {""}
         self.outputs = {output.name for output in self.graph.output}
-        self.constants: dict[str, int] = {}
-        """Bytes of those that need no kernel."""
+        self.narrow: set[str] = set()
+        """Float tensors that are only moved about before they are rounded, and so are int8 in memory."""
+        self.constants: set[str] = set()
+        """Those that need no kernel: computed when the engine is built."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.elements = {name: value.elem_type for name, value in self.types.items()}
         for tensor in self.graph.initializer:
             self._note(tensor.name, tensor)
-        self.narrow: set[str] = set()
-        """Float tensors that are only moved about before they are rounded, and so are int8 in memory."""
         for node in reversed(self.graph.node):
             self.narrow.update(name for name in node.output if self._is_narrow(name))
         self.same: dict[str, str] = {}
@@ -135,17 +140,13 @@ class _Walk:
             if maker is not None:
                 written[maker].add(self._source(output.name))
         for kernel, reads, constant, writes in zip(self.kernels, read, constants, written):
-            sizes = (
-                sum(map(self._bytes, reads)),
-                sum(self.constants[name] for name in constant),
-                sum(map(self._bytes, writes)),
-            )
-            yield KernelCost(kernel.node.name, kernel.kind, kernel.dtype, kernel.unit, *sizes, kernel.operations)
+            moved = (sum(map(self._bytes, reads)), sum(map(self._bytes, constant)), sum(map(self._bytes, writes)))
+            yield KernelCost(kernel.node.name, kernel.kind, kernel.dtype, kernel.unit, *moved, kernel.operations)
 
     def _place(self, node: onnx.NodeProto) -> None:
         if node.op_type == "Constant":
             value = attributes(node).get("value")
-            if not isinstance(value, onnx.TensorProto):
+            if not isinstance(value, TensorProto):
                 raise UsageError(f"constant {node.output[0]!r} is no tensor: export it as one")
             self._note(node.output[0], value)
         elif all(self._source(name) in self.constants for name in node.input if name):
@@ -160,12 +161,11 @@ class _Walk:
             self._start(node, self._anchor(node))
 
     def _fold(self, node: onnx.NodeProto) -> None:
-        """A node of constants is computed when the engine is built; of int8 weights, int8 is what is kept."""
+        """What a node makes of constants is one; of int8 weights, int8 is what is kept."""
         if node.op_type in ("DequantizeLinear", *_ALIASES):
             self.same[node.output[0]] = node.input[0]
-            return
-        for name in node.output:
-            self.constants[name] = self._bytes(name)
+        else:
+            self.constants.update(node.output)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
         source = self._source(node.input[0])
@@ -175,7 +175,7 @@ class _Walk:
             return
         self.rounded[key] = node.output[0]
         maker = self.made_in.get(source)
-        if maker is None or self.elements[source] == onnx.TensorProto.INT8:
+        if maker is None or self.elements[source] == TensorProto.INT8:
             self._start(node, _Kernel(node, "quantize", "float32", "cuda", self._size(node.output[0]), (), False))
         else:
             self._add(node, maker)
@@ -192,8 +192,7 @@ class _Walk:
                 self._add(node, number)
                 self.kernels[number].operations += size if self.kernels[number].alone else 0
                 return
-        dtype = self._dtype(node.output[0])
-        self._start(node, _Kernel(node, "pointwise", dtype, "cuda", size, shape, True, alone=True))
+        self._start(node, _Kernel(node, "pointwise", self._type(node.output[0]), "cuda", size, shape, True, alone=True))
 
     def _needs(self, number: int, wanted: int) -> bool:
         """Whether kernel `number` runs after kernel `wanted`, by what they read."""
@@ -212,13 +211,12 @@ class _Walk:
     def _is_inner(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether all that reads a tensor is element-wise and of its shape, so that it need not be in memory."""
         readers = self.readers.get(name, [])
-        return name not in self.outputs and all(
-            reader.op_type in _POINTWISE and self._shape(reader.output[0]) == shape for reader in readers
-        )
+        fits = (reader.op_type in _POINTWISE and self._shape(reader.output[0]) == shape for reader in readers)
+        return name not in self.outputs and all(fits)
 
     def _anchor(self, node: onnx.NodeProto) -> _Kernel:
         kind, out = node.op_type, node.output[0]
-        shape, size, dtype = self._shape(out), self._size(out), self._dtype(node.input[0])
+        shape, size, dtype = self._shape(out), self._size(out), self._type(node.input[0])
         if kind == "Conv":
             weight = self._shape(node.input[1])
             groups = attributes(node).get("group", 1)
@@ -244,8 +242,8 @@ class _Walk:
 
     def _computes_in(self, node: onnx.NodeProto) -> str:
         """int8 if both factors were dequantized, else the type of the node's own input."""
-        kinds = {self._dtype(self._source(name)) for name in node.input[:2]}
-        return "int8" if kinds == {"int8"} else self._dtype(node.input[0])
+        kinds = {self._type(self._source(name)) for name in node.input[:2]}
+        return "int8" if kinds == {"int8"} else self._type(node.input[0])
 
     def _start(self, node: onnx.NodeProto, kernel: _Kernel) -> None:
         self.kernels.append(kernel)
@@ -272,15 +270,21 @@ class _Walk:
     def _size(self, name: str) -> int:
         return math.prod(self._shape(name))
 
-    def _dtype(self, name: str) -> str:
-        return "int8" if name in self.narrow else str(np.dtype(helper.tensor_dtype_to_np_dtype(self.elements[name])))
+    def _type(self, name: str) -> str:
+        """What a kernel that reads or writes tensor `name` computes in."""
+        element = TensorProto.INT8 if name in self.narrow else self.elements.get(name, TensorProto.UNDEFINED)
+        if element not in _TYPES:
+            kind = TensorProto.DataType.Name(element).lower()
+            raise UsageError(f"tensor {name!r} is {kind}: expected {', '.join(dict.fromkeys(_TYPES.values()))}")
+        return _TYPES[element]
 
     def _bytes(self, name: str) -> int:
-        return self._size(name) * np.dtype(self._dtype(name)).itemsize
+        element = TensorProto.INT8 if name in self.narrow else self.elements[name]
+        return self._size(name) * int(helper.tensor_dtype_to_np_dtype(element).itemsize)
 
-    def _note(self, name: str, tensor: onnx.TensorProto) -> None:
-        self.constants[name] = int(numpy_helper.to_array(tensor).nbytes)
+    def _note(self, name: str, tensor: TensorProto) -> None:
         self.shapes[name], self.elements[name] = tuple(tensor.dims), tensor.data_type
+        self.constants.add(name)
 
     def _is_narrow(self, name: str) -> bool:
         readers = self.readers.get(name, [])

@@ -90,8 +90,8 @@ def test_a_group_of_several_channels_is_for_tensor_cores_and_a_gemm_counts_its_i
     grouped = graph_of([conv("X", "Y", group=3)], [1, 6, 4, 4], {"Y": [1, 9, 2, 2]}, {"W": zeros(9, 2, 3, 3)})
     (cost,) = kernel_costs(grouped)
     assert (cost.unit, cost.operations) == ("tensor", 2 * 36 * 18)
-    for attributes, shape, weight in (({}, [3, 10], (10, 7)), ({"transA": 1, "transB": 1}, [10, 3], (7, 10))):
-        made = helper.make_node("Gemm", ["X", "W", "B"], ["Y"], name="g", **attributes)
+    for turned, shape, weight in ((0, [3, 10], (10, 7)), (1, [10, 3], (7, 10))):
+        made = helper.make_node("Gemm", ["X", "W", "B"], ["Y"], name="g", transA=turned, transB=turned)
         (cost,) = kernel_costs(graph_of([made], shape, {"Y": [3, 7]}, {"W": zeros(*weight), "B": zeros(7)}))
         assert cost == KernelCost("g", "gemm", "float32", "tensor", 4 * 30, 4 * 77, 4 * 21, 2 * 21 * 10)
 
@@ -185,6 +185,7 @@ def test_the_batch_of_a_symbolic_axis() -> None:
     [
         ([node("Einsum", "X W", "Y", equation="ab,bc->ac")], [3, 4], "Einsum has no modelled cost"),
         ([conv("X", "Y")], [1, 4, "H", "W"], "the shape of tensor 'Y' is not known"),
+        ([node("Cast", "X", "C", to=TensorProto.INT32), node("Cast", "C", "Y", to=FLOAT)], [3, 4], "'C' is int32"),
         ([node("Constant", "", "C", value_float=1.0), node("Add", "X C", "Y")], [3, 4], "constant 'C' is no tensor"),
     ],
 )
@@ -207,7 +208,7 @@ def test_operations_against_pytorch_s_counter(name: str) -> None:
 
 def test_bytes_against_what_the_layers_of_pytorch_read_and_wrote() -> None:
     """MobileNet-v2: each convolution's input, output, weight and bias; a sum reads one more; and the mean."""
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+    seen: list[tuple[Any, Tensor, Tensor]] = []
     peer = get_model("mobilenetv2_w1").eval()
     for layer in peer.modules():
         if isinstance(layer, nn.Conv2d):

@@ -29,7 +29,7 @@ from tests.unit.build_engine.small_models import fix_shapes, single
 FIGURES = Path(__file__).parents[3] / "docs" / "figures.md"
 
 # What NVIDIA's data sheets print: dense int8 TOPS of the tensor cores, without the DLA, and float32 TFLOPS.
-PRINTED = {
+PRINTED: dict[str, tuple[float, float | None]] = {
     "Orin Nano 4 GB": (10, 0.64),
     "Orin Nano 4 GB Super": (17, 1.04),
     "Orin Nano 8 GB": (20, 1.28),
@@ -41,7 +41,7 @@ PRINTED = {
     "AGX Orin 32 GB": (108 / 2, 3.365),
     "AGX Orin 64 GB": (170 / 2, 5.32),
     "Thor T4000": (1200 / 4, 4.7),  # of sparse FP4
-    "Thor T5000": (2070 / 4, 8.064),
+    "Thor T5000": (2070 / 4, None),
 }
 
 
@@ -62,10 +62,10 @@ def test_peaks_are_those_of_the_data_sheets() -> None:
     for module in JETSONS:
         tops, tflops = PRINTED[module.name]
         assert module.peak("tensor", "int8") == pytest.approx(tops * 1e12, rel=0.04), module.name
-        assert module.peak("cuda", "float32") == pytest.approx(tflops * 1e12, rel=0.01), module.name
-        assert (
-            module.peak("tensor", "float16") == 2 * module.peak("tensor", "tf32") == module.peak("tensor", "int8") / 2
-        )
+        if tflops is not None:
+            assert module.peak("cuda", "float32") == pytest.approx(tflops * 1e12, rel=0.01), module.name
+        half = module.peak("tensor", "float16")
+        assert half == 2 * module.peak("tensor", "tf32") == module.peak("tensor", "int8") / 2
         assert module.peak("tensor", "float32") == module.peak("cuda", "float32")
 
 
