@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper, shape_inference
+from onnx import numpy_helper, shape_inference
 from pytorchcv.model_provider import get_model  # type: ignore[import-untyped]
 
+from build_engine.modelled_variants import with_made_inputs
 from build_engine.precision import to_float16
 from calibration.graph import initializers, producers, replace_nodes
 from calibration.insertion import insert
@@ -94,7 +95,7 @@ def network(name: str, classes: int) -> onnx.ModelProto:
         torch.onnx.export(made, (torch.zeros(1, 3, SIDE, SIDE),), file, dynamo=False, opset_version=19)
         model = onnx.load(file)
     _tidy(model.graph)
-    return with_batch(model, 1)
+    return with_batch(with_made_inputs(model), 1)
 
 
 def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
@@ -116,21 +117,13 @@ def in_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     placement = place(model.graph)
     every = tuple(node.name for node in model.graph.node if node.op_type == "Conv")
     placement = replace(placement, weighted=every)
-    scales = dict.fromkeys([_IMAGE, *activations(model.graph, placement)], np.float32(1))
-    return insert(model, placement, scales)
-
-
-_IMAGE = "image.read"
+    return insert(model, placement, dict.fromkeys(activations(model.graph, placement), np.float32(1)))
 
 
 def _tidy(graph: onnx.GraphProto) -> None:
-    """Constants among the initializers, no Identity but one behind the input, and 1x1 convolutions for Gemm.
-
-    The conversions want the input to be made by a node, and the head to be a convolution like the others.
-    """
-    image = graph.input[0].name
-    same = {image: _IMAGE}
-    nodes = [helper.make_node("Identity", [image], [_IMAGE], name=_IMAGE)]
+    """Constants among the initializers, no Identity, and a 1x1 convolution for Gemm, so that all are converted."""
+    same: dict[str, str] = {}
+    nodes = []
     for node in graph.node:
         if node.op_type == "Constant":
             value = node.attribute[0].t

@@ -28,7 +28,7 @@ from build_engine.modelled_variants import Variant, chosen, variants
 from edge.bundle import PRECISIONS
 from edge.errors import EdgeError, UsageError
 
-MODELLED = "Modelled, not measured: none of this ran on a Jetson."
+MODELLED = "Modelled, not measured: none of this ran on a Jetson. The range is fitted to Orins; for Thor it is a guess."
 
 
 class Band(NamedTuple):

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
 from build_engine.graph_cost import KernelCost, kernel_costs
 from build_engine.lowering import KINDS, lower
 from build_engine.precision import to_float16
-from calibration.graph import CONVOLUTIONS, MDCONV, attributes
+from calibration.graph import CONVOLUTIONS, MDCONV, attributes, replace_nodes
 from calibration.insertion import insert
 from calibration.placement import activations, place
 from edge.bundle import PORTABLE_MODEL, PRECISIONS, load_bundle, model_file
@@ -62,6 +62,10 @@ def load_graph(path: Path) -> onnx.ModelProto:
         raise UsageError(f"{path} is no ONNX file: name one, or a bundle's directory") from None
     if not model.graph.node:
         raise UsageError(f"{path} holds no network: name an ONNX file, or a bundle's directory")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+        raise UsageError(f"{path} is no valid ONNX model: {str(error).splitlines()[0]}") from None
     return model
 
 
@@ -73,12 +77,29 @@ def _precisions(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto |
     if present != "fp32":
         yield present, model
         return
-    inferred = shape_inference.infer_shapes(model)
+    inferred = shape_inference.infer_shapes(with_made_inputs(model))
     for name, convert in (("fp32", lambda model: model), ("fp16", to_float16), ("int8", nominal_int8)):
         try:
             yield name, convert(inferred)
         except UsageError as error:
             yield name, error
+
+
+def with_made_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` whose nodes read each float32 input by way of an Identity, which costs nothing.
+
+    The conversions to other types change what nodes make, and no input: with the Identity they can cast or round it.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    inputs = [value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT]
+    made = {name: f"{name}.read" for name in inputs}
+    for node in graph.node:
+        node.input[:] = [made.get(name, name) for name in node.input]
+    identities = [helper.make_node("Identity", [name], [target], name=target) for name, target in made.items()]
+    replace_nodes(graph, [*identities, *graph.node])
+    return changed
 
 
 def _precision(model: onnx.ModelProto) -> str:
@@ -91,14 +112,13 @@ def _precision(model: onnx.ModelProto) -> str:
 def nominal_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 `model` of known shapes, rounded where a calibrated one is, by scales of 1: for its cost alone.
 
+    Its convolutions must not read an input of the model itself (`with_made_inputs`).
     Raises `UsageError` if it has no convolution.
     """
     if not any(node.op_type in CONVOLUTIONS for node in model.graph.node):
         raise UsageError("the network has no convolution, so nothing of it is quantized")
     placement = place(model.graph)
-    inputs = [value.name for value in model.graph.input]
-    scales = dict.fromkeys([*inputs, *activations(model.graph, placement)], np.float32(1))
-    return insert(model, placement, scales)
+    return insert(model, placement, dict.fromkeys(activations(model.graph, placement), np.float32(1)))
 
 
 def _lowered(precision: str, model: onnx.ModelProto | UsageError, batch: int) -> Iterator[Variant]:

@@ -193,6 +193,7 @@ def test_json_has_what_the_sums_are_made_of(model_file: Path, capsys: pytest.Cap
         (["{folder}/none.onnx"], "cannot read", 2),
         (["{folder}/text.onnx"], "is no ONNX file", 2),
         (["{folder}/empty.onnx"], "holds no network", 2),
+        (["{folder}/broken.onnx"], "is no valid ONNX model", 2),
         (["{folder}"], "manifest.json", 3),
         (["{folder}/plain.onnx", "--lowering", "split"], "no variant split: the network has fp32 padded", 2),
     ],
@@ -208,6 +209,9 @@ def test_wrong_use_is_one_line(
 ) -> None:
     (tmp_path / "text.onnx").write_text("not a network")
     (tmp_path / "empty.onnx").touch()
+    broken = onnx.load(model_file)
+    del broken.graph.initializer[3]
+    onnx.save(broken, tmp_path / "broken.onnx")
     (tmp_path / "plain.onnx").write_bytes((tiny_bundle_directory / "model.onnx").read_bytes())
     given = [argument.format(file=model_file, folder=tmp_path) for argument in arguments]
     assert main(given) == status
@@ -216,6 +220,25 @@ def test_wrong_use_is_one_line(
     assert shown.err.startswith("error: ")
     assert expected in shown.err
     assert len(shown.err.splitlines()) == 1
+
+
+def test_a_float32_input_is_cast_or_rounded_once_and_what_follows_is_narrow(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 19]> two (float[1, 4, 5, 7] x) => (float[1, 4, 5, 7] y)
+        <float[4, 4, 1, 1] w = {1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4}>
+        { a = Conv(x, w)  b = Conv(a, w)  y = Conv(b, w) }"""
+    )
+    onnx.save(model, tmp_path / "two.onnx")
+    found = {each.precision: each.kernels for each in variants(tmp_path / "two.onnx")[1]}
+    assert [(each.read, each.written) for each in found["fp32"]] == [(560, 560)] * 3
+    assert [(each.read, each.written) for each in found["fp16"]] == [
+        *((560, 280), (280, 280), (280, 280)),
+        (280, 560),  # the cast back is part of the last one
+    ]
+    assert [(each.read, each.written) for each in found["int8"]] == [
+        *((560, 140), (140, 140), (140, 560)),
+        (560, 560),  # the last convolution is left in float32
+    ]
 
 
 def test_a_network_without_convolution_has_no_int8(tmp_path: Path) -> None:
