@@ -35,9 +35,9 @@ class Variant(NamedTuple):
 def variants(path: Path, batch: int = 1) -> tuple[str, list[Variant]]:
     """The name of the network in bundle or ONNX file `path`, and its variants.
 
-    Of a float32 network all precisions; one that is quantized or float16 already is taken as it is. A bundle's own int8
-    model is taken if it has one; else values are rounded where `calibration.placement` would round them, by scales that
-    are all 1, since no time depends on them. A network without MD-Conv has one lowering, called "padded".
+    Of a float32 network all precisions; one that is quantized, float16, or lowered for the plugin is taken as it is. A
+    bundle's own int8 model is taken if it has one; else values are rounded where `calibration.placement` would round
+    them, by scales that are all 1, since no time depends on them. A network without MD-Conv has one lowering, "padded".
 
     Raises `BundleError` for a bundle that is none, `UsageError` for a file that is no network or has no cost here.
     """
@@ -74,7 +74,7 @@ def _precisions(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto |
     for node in model.graph.node:
         node.name = node.name or node.output[0]
     present = _precision(model)
-    if present != "fp32":
+    if present != "fp32" or _is_for_plugin(model):
         yield present, model
         return
     inferred = shape_inference.infer_shapes(with_made_inputs(model))
@@ -109,6 +109,11 @@ def _precision(model: onnx.ModelProto) -> str:
     return "fp16" if halves else "fp32"
 
 
+def _is_for_plugin(model: onnx.ModelProto) -> bool:
+    """Whether `lower` left the `MDConv` nodes for the plugin: the function that defines them is gone."""
+    return not model.functions and any(node.op_type == MDCONV for node in model.graph.node)
+
+
 def nominal_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 `model` of known shapes, rounded where a calibrated one is, by scales of 1: for its cost alone.
 
@@ -124,6 +129,9 @@ def nominal_int8(model: onnx.ModelProto) -> onnx.ModelProto:
 def _lowered(precision: str, model: onnx.ModelProto | UsageError, batch: int) -> Iterator[Variant]:
     if isinstance(model, UsageError):
         yield Variant(precision, "padded", (), str(model))
+        return
+    if _is_for_plugin(model):
+        yield Variant(precision, "plugin", tuple(kernel_costs(model, batch)))
         return
     nodes = [node for node in model.graph.node if node.op_type == MDCONV]
     for kind in KINDS if nodes else ("padded",):

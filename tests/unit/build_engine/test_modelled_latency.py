@@ -150,13 +150,17 @@ def test_a_bundle_s_own_int8_model_is_taken(tmp_path: Path) -> None:
     assert [kernel.dtype for kernel in int8.kernels if kernel.kind.startswith("conv")] == ["int8", "float32"]
 
 
-def test_a_quantized_file_is_taken_as_it_is(model_file: Path, tmp_path: Path) -> None:
-    model = lower(nominal_int8(onnx.shape_inference.infer_shapes(onnx.load(model_file))), "padded")
-    onnx.save(model, tmp_path / "int8.onnx")
-    (only,) = variants(tmp_path / "int8.onnx")[1]
-    (same,) = [one for one in variants(model_file)[1] if (one.precision, one.lowering) == ("int8", "padded")]
-    assert only.precision == "int8"
-    assert only.kernels == same.kernels == tuple(kernel_costs(model))
+@pytest.mark.parametrize("kind", ["padded", "plugin"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_file_that_is_quantized_or_for_the_plugin_is_taken_as_it_is(
+    precision: str, kind: str, found: list[Variant], model_file: Path, tmp_path: Path
+) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(model_file))
+    onnx.save(lower(nominal_int8(model) if precision == "int8" else model, kind), tmp_path / "lowered.onnx")
+    first, *others = variants(tmp_path / "lowered.onnx")[1]
+    assert first in found
+    assert first[:2] == (precision, kind)
+    assert [each.precision for each in others] == (["fp16", "int8"] if (precision, kind) == ("fp32", "padded") else [])
 
 
 def test_every_output_says_that_it_is_modelled(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
