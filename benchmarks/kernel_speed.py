@@ -194,7 +194,6 @@ def main() -> None:
         return
     import torch
 
-
     library = ctypes.CDLL(str(device_library()))
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}; PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
