@@ -98,7 +98,9 @@ class _Load:
 
     def _deliver(self, outcome: Outcome) -> None:
         kept = ("id", "status", "reason", "timings_ms", "time")  # a long run has no memory for the rest
-        (self.on_result or self._finished.put)({key: outcome.result[key] for key in kept})
+        result = {key: outcome.result[key] for key in kept}
+        # The samples' clock; the result's own time is the wall clock's, which may be set while we run.
+        (self.on_result or self._finished.put)({**result, "ended": time.monotonic()})
 
     def submit(self, received: float | None = None, note: Callable[[str], object] | None = None) -> None:
         """Send the next image, as received at `received` (seconds of `time.monotonic`; None: now).
@@ -138,6 +140,7 @@ def run_bench(
     generator: str = "auto",
     guard: bool = True,
     progress: Progress | None = None,
+    root: Path = Path("/"),
 ) -> dict[str, Any]:
     """Run `scenario` for `duration` seconds and return its report (`edge.report.build_report`).
 
@@ -147,6 +150,7 @@ def run_bench(
     result in that time: it is searched for in shorter runs, and the report is that of a whole run at it. `generator` is
     who decides when images are sent: ``loadgen`` (`edge.loadgen`), ``own``, or ``auto``, LoadGen where it is installed.
     `guard` is that of `edge.pipeline.Pipeline`; the report says where it is off. The warm-up is not part of the report.
+    `root` is where the machine's own files are read (`edge.telemetry`).
 
     Raises `UsageError` for an unknown scenario, or a duration, rate or target that is not positive;
     `InputRefusedError` if none of the images can be used; `MachineError` if no rate meets the target; what opening and
@@ -158,12 +162,12 @@ def run_bench(
     with load.pipeline:
         _warm_up(load)
         if target_p99_ms is not None:
-            measured, wall_seconds, samples = _run_at_highest_rate(load, send, target_p99_ms, duration, progress)
+            measured, wall_seconds, samples = _run_at_highest_rate(load, send, target_p99_ms, duration, progress, root)
         else:
             if scenario == "server" and rate is None:
                 rate = _burst_rate(load) / 2
             run = _Run(scenario, duration, rate or 0.0, progress)
-            measured, wall_seconds, samples = _run_whole(load, send, run)
+            measured, wall_seconds, samples = _run_whole(load, send, run, root)
     _require_done(measured.results)
     return build_report(
         measured.results,
@@ -173,7 +177,7 @@ def run_bench(
         bundle_manifest=bundle.manifest,
         bundle_sha256=bundle.sha256,
         backend_facts={"name": load.pipeline.backend_name, **load.pipeline.backend_facts},
-        machine_facts=machine_facts(),
+        machine_facts=machine_facts(root),
         samples=samples,
         settings={
             "duration_s": duration,
@@ -227,9 +231,9 @@ def _send_by_loadgen(load: _Load, run: _Run) -> Measured:
     return measured
 
 
-def _run_whole(load: _Load, send: Send, run: _Run) -> tuple[Measured, float, list[dict[str, Any]]]:
+def _run_whole(load: _Load, send: Send, run: _Run, root: Path) -> tuple[Measured, float, list[dict[str, Any]]]:
     """What the scenario did, in how many seconds, and the machine's samples beside it."""
-    with Sampler() as sampler:
+    with Sampler(root=root) as sampler:
         run.restart()
         measured = send(load, run)
         wall_seconds = time.monotonic() - run.start
@@ -237,7 +241,7 @@ def _run_whole(load: _Load, send: Send, run: _Run) -> tuple[Measured, float, lis
 
 
 def _run_at_highest_rate(
-    load: _Load, send: Send, target_ms: float, duration: float, progress: Progress | None
+    load: _Load, send: Send, target_ms: float, duration: float, progress: Progress | None, root: Path
 ) -> tuple[Measured, float, list[dict[str, Any]]]:
     """A server's run at the highest rate that meets the target; slower, a little at a time, where a whole run does not.
 
@@ -257,7 +261,7 @@ def _run_at_highest_rate(
         )
     for _ in range(CONFIRMATIONS):
         run = _Run("server", seconds(rate, duration), rate, progress)
-        measured, wall_seconds, samples = _run_whole(load, send, run)
+        measured, wall_seconds, samples = _run_whole(load, send, run, root)
         found = _p99_ms(measured)
         if found <= target_ms:
             break

@@ -64,14 +64,16 @@ def build_report(
 ) -> dict[str, Any]:
     """The report of a run, ready for JSON: durations in milliseconds, `wall_seconds` in seconds.
 
-    `results` are results of images ("The result of one image": ``status``, ``timings_ms``, ``time``); refused ones are
-    counted, not timed. `kind` is "bench" or "ledger"; `scenario` names how the images came, `settings` its parameters;
-    `query_ms` are latencies of whole queries, where a query is more than one image. `samples` are a `Sampler`'s.
+    `results` are results of images ("The result of one image": ``status``, ``timings_ms``, ``time``; ``ended`` too, in
+    seconds of `time.monotonic`, where there are samples); refused ones are counted, not timed. `kind` is "bench" or
+    "ledger"; `scenario` names how the images came, `settings` its parameters; `query_ms` are latencies of whole
+    queries, where a query is more than one image. `samples` are a `Sampler`'s.
     """
     done, refused = [], 0
     for result in results:
         if result["status"] == "done":
-            done.append({"timings_ms": result["timings_ms"], "time": result["time"]})  # a ledger may hold millions
+            # A ledger may hold millions.
+            done.append({key: result[key] for key in ("timings_ms", "time", "ended") if key in result})
         else:
             refused += 1
     stages = _stages(done)
@@ -175,7 +177,23 @@ def _either(counts: Iterable[int]) -> str:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """The run in one sentence: the figure that its scenario is about, with the percentile that its count supports."""
+    """The run in a sentence, and in one more where the machine throttled."""
+    return f"{_headline(report)} {throttle_warning(report)}".rstrip()
+
+
+def throttle_warning(report: Mapping[str, Any]) -> str:
+    """That the machine throttled, when and by what; empty if it did not, or did not tell."""
+    periods = report["time_series"]["throttled"]
+    if not periods or periods == UNAVAILABLE:
+        return ""
+    found = next(taint["detail"] for taint in report["taints"] if taint["what"] == "throttling")
+    begin, first_sample = periods[0]["from_s"], report["time_series"]["machine"]["t_s"][0]
+    when = f"first {_figure(begin)} s into the run" if begin > first_sample else "from the start on"
+    return f"The machine throttled, {when} ({found}): these figures are slower than what it can do."
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    """The figure that the run's scenario is about, with the percentile that its count supports."""
     done, throughput = report["counts"]["done"], report["throughput"]
     if not done:
         return "No image was classified, so there is nothing to time."

@@ -145,3 +145,61 @@ def percentile_plot(curve: Mapping[str, Sequence[float]]) -> str:
     body += [text(LEFT - 8, 14, "ms", "label", "end")]
     words = ", ".join(f"{percentile:g} % within {figure_text(value)} ms" for percentile, value in named)
     return svg("percentiles", base + 48, "Latency by percentile", f"{words}.", body)
+
+
+def waterfall_plot(stages: Mapping[str, Any]) -> str:
+    """The mean time of an image, stage after stage: each begins where the one before ends, and the total spans all.
+
+    A stage that not every image passed counts with the share of those that did, so that the steps add up.
+    """
+    row, top, label, right = 30.0, 12.0, 112.0, WIDTH - 150
+    total = stages["total"]
+    high = total["mean"] or 1.0
+    base = top + row * len(stages)
+
+    def x(value: float) -> float:
+        return label + (right - label) * min(value / high, 1.0)
+
+    body = []
+    for tick in ticks(0, high):
+        body += [line(x(tick), top - 4, x(tick), base, "grid")]
+        body += [text(x(tick), base + 16, tick_text(tick), "tick", "middle")]
+    start, words = 0.0, []
+    for index, (stage, summary) in enumerate(stages.items()):
+        y, whole = top + row * index + 4, stage == "total"
+        value = summary["mean"] * summary["count"] / total["count"]
+        begin = 0.0 if whole else start
+        figure = f"{figure_text(value)} ms, {value / high:.0%}"
+        body += [text(label - 10, y + 15, stage, "strong" if whole else "", "end")]
+        body += [rect(x(begin), y, max(x(begin + value) - x(begin), 1.0), row - 9, "p50" if whole else "bar", figure)]
+        body += [text(right + 12, y + 15, figure, "strong" if whole else "")]
+        if not whole:
+            start += value
+            body += [line(x(start), y + row - 9, x(start), y + row, "axis")]
+        words += [f"{stage}: {figure}"]
+    body += [line(label, top - 4, label, base, "axis")]
+    body += [text((label + right) / 2, base + 38, "milliseconds, on average", "label", "middle")]
+    return svg("waterfall", base + 46, "Mean time in each stage, one after the other", "; ".join(words), body)
+
+
+def histograms_plot(stages: Mapping[str, Any]) -> str:
+    """A small histogram a stage, two in a row, each on its own axes."""
+    height, gap = 76.0, 52.0
+    width = (WIDTH - LEFT - RIGHT - 40) / 2
+    body: list[str] = []
+    for index, (stage, summary) in enumerate(stages.items()):
+        left = LEFT / 2 + (width + 60) * (index % 2)
+        base = 24 + height + (height + gap) * (index // 2)
+        edges, counts = summary["histogram"]["edges"], summary["histogram"]["counts"]
+        span = (edges[-1] - edges[0]) or 1.0
+        for start, end, count in zip(edges, edges[1:], counts):
+            tall = height * count / max(counts)
+            tip = f"{figure_text(start)} to {figure_text(end)} ms: {count} images"
+            at, wide = left + width * (start - edges[0]) / span, width * (end - start) / span or width
+            body += [rect(at, base - tall, max(wide - 1, 0.5), tall, "bar", tip)]
+        body += [line(left, base, left + width, base, "axis"), text(left, base - height - 8, stage, "strong")]
+        body += [text(left, base + 16, figure_text(edges[0]), "tick")]
+        body += [text(left + width, base + 16, f"{figure_text(edges[-1])} ms", "tick", "end")]
+    rows = math.ceil(len(stages) / 2)
+    words = f"{', '.join(stages)}: milliseconds to the right, images upwards"
+    return svg("distributions", 24 + (height + gap) * rows, "Distribution of each stage", words, body)

@@ -21,7 +21,8 @@ STYLE = """
   section { break-inside: avoid; } section:nth-last-of-type(-n+2) { break-inside: auto; } details { display: none; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+  font-variant-ligatures: none; /* a printed page is searched for its words */ }
 main { max-width: 980px; margin: 0 auto; padding: 28px 20px 56px; }
 h1 { font-size: 1rem; font-weight: 600; margin: 0; color: var(--muted); }
 h2 { font-size: 1.1rem; margin: 0 0 4px; }
@@ -29,6 +30,8 @@ h3 { font-size: .95rem; margin: 20px 0 6px; }
 p { margin: 4px 0 12px; }
 .verdict { font-size: 1.75rem; line-height: 1.25; font-weight: 650; letter-spacing: -.01em;
   text-wrap: balance; margin: 6px 0 8px; }
+.verdict .alarm { display: block; font-size: 1.15rem; line-height: 1.4; letter-spacing: 0; margin: 8px 0 0;
+  font-weight: 600; color: var(--alarm); }
 .about { color: var(--muted); margin: 0 0 16px; }
 .muted { color: var(--muted); }
 .notice { border-left: 4px solid var(--warn); background: var(--warn-soft); padding: 8px 14px; border-radius: 4px;
@@ -39,8 +42,8 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   margin: 0 0 16px; padding: 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
 .tiles dt { color: var(--muted); font-size: .82rem; }
-.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.tiles dd small { font-size: .8rem; font-weight: 400; color: var(--muted); }
+.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tiles dd small { white-space: nowrap; font-size: .8rem; font-weight: 400; color: var(--muted); }
 @media (max-width: 640px) { .tiles { grid-template-columns: repeat(2, 1fr); } .verdict { font-size: 1.35rem; } }
 .plot { overflow-x: auto; } .plot svg { display: block; width: 100%; min-width: 600px; height: auto; margin: 8px 0; }
 svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--ink);
@@ -50,6 +53,7 @@ svg text.strong { font-weight: 650; paint-order: stroke; stroke: var(--card); st
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--axis); }
 svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg .alarm { stroke: var(--alarm); stroke-width: 1.5; } svg text.alarm-text { fill: var(--alarm); }
+svg .throttled { fill: var(--alarm); opacity: .16; }
 svg .bar { fill: var(--p90); } svg .tail { fill: var(--second); }
 svg rect.p50 { fill: var(--p50); } svg rect.p90 { fill: var(--p90); } svg rect.p99 { fill: var(--p99); }
 svg .area { fill: var(--p99); opacity: .45; } svg .dot { fill: var(--p50); stroke: var(--card); stroke-width: 1.5; }
@@ -71,6 +75,6 @@ tr.flag td, tr.flag th { background: var(--warn-soft); }
 .clean { color: var(--ok); background: var(--ok-soft); }
 .unknown { color: var(--muted); }
 details { margin: 10px 0 0; } summary { cursor: pointer; color: var(--muted); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 0 28px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 0 28px; }
 ul { margin: 4px 0; padding-left: 20px; } code { font-family: ui-monospace, Consolas, monospace; font-size: .86em; }
 """

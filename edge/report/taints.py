@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 OTHER_LOAD_LIMIT = 0.1
@@ -25,10 +26,10 @@ def _throttling(samples: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     counts = [sample["throttle_events"] for sample in samples if sample["throttle_events"] is not None]
     asked = [sample["throttle_alerts"] for sample in samples if sample["throttle_alerts"] is not None]
     alerts = sorted({name for names in asked for name in names})
-    events = counts[-1] - counts[0] if len(counts) > 1 else 0
-    if events > 0 or alerts:
-        parts = [f"{events} throttle events"] if events > 0 else []
-        return "tainted", "; ".join([*parts, *alerts])
+    events = sum(max(0, now - before) for before, now in pairwise(counts))
+    if events or alerts:
+        parts = [f"{events} throttle event{'s' if events > 1 else ''}"] if events else []
+        return "tainted", ", ".join([*parts, *alerts])
     if len(counts) > 1 or asked:
         return "clean", "no throttle event and no alert during the run"
     return "unknown", "this machine shows no throttle counters"

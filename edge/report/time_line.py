@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-from edge.report.svg import LEFT, RIGHT, WIDTH, figure_text, line, path, svg, text, tick_text, ticks
+from edge.report.svg import LEFT, RIGHT, WIDTH, figure_text, line, path, rect, svg, text, tick_text, ticks
 from edge.telemetry import UNAVAILABLE
 
 LANE, GAP = 64.0, 30.0
@@ -40,15 +39,15 @@ def time_line_plot(series: Mapping[str, Any]) -> str:
     for index, lane in enumerate(lanes):
         base = top + index * (LANE + GAP) + LANE
         body += _lane(lane, x, base)
-    throttled = _throttled(series["machine"])
-    body += [line(x(seconds), top - 14, x(seconds), base, "alarm") for seconds in throttled]
-    if throttled:
-        body += [text(x(throttled[0]), 10, "throttled", "tick alarm-text", "middle")]
+    throttled = [] if series["throttled"] == UNAVAILABLE else series["throttled"]
+    body = [*_bands(throttled, x, top - 14, base), *body]
     for tick in ticks(0, end, 10):
         body += [line(x(tick), base, x(tick), base + 4, "axis")]
         body += [text(x(tick), base + 18, tick_text(tick), "tick", "middle")]
     body += [text((LEFT + right) / 2, base + 40, "seconds since the run began", "label", "middle")]
     words = "; ".join(f"{lane.name}: {_range(lane)}" for lane in lanes)
+    if throttled:
+        words += f"; throttled {len(throttled)} times, first at {figure_text(throttled[0]['from_s'])} s"
     return svg("time", base + 48, "The run over time", f"{words}.", body)
 
 
@@ -58,6 +57,7 @@ def unread(series: Mapping[str, Any]) -> list[str]:
         "temperature_c": "temperature",
         "gpu_mhz": "GPU clock",
         "cpu_mhz": "CPU clock",
+        "emc_mhz": "memory clock",
         "power_w": "power",
         "throttle_events": "throttle events",
         "cpu_load": "CPU load",
@@ -95,7 +95,7 @@ def _machine_lanes(machine: Any) -> list[Lane]:
         lanes += [
             Lane("hottest zone, °C", {"hottest zone": list(zip(seconds, _over(machine["temperature_c"], max)))}, False)
         ]
-    for key, name in (("gpu_mhz", "GPU clock, MHz"), ("cpu_mhz", "CPU clock, MHz")):
+    for key, name in (("gpu_mhz", "GPU clock, MHz"), ("cpu_mhz", "CPU clock, MHz"), ("emc_mhz", "memory clock, MHz")):
         if machine[key] != UNAVAILABLE:
             lanes += [Lane(name, {name: plain(key)})]
     if machine["power_w"] != UNAVAILABLE:
@@ -110,17 +110,19 @@ def _over(
     return [choose(known) if (known := [value for value in row if value is not None]) else None for row in rows]
 
 
-def _throttled(machine: Any) -> list[float]:
-    """Seconds at which a throttle counter had risen or an alert was active."""
-    if machine == UNAVAILABLE:
-        return []
-    seconds, found = machine["t_s"], set()
-    if machine["throttle_events"] != UNAVAILABLE:
-        counts = [(t, n) for t, n in zip(seconds, machine["throttle_events"]) if n is not None]
-        found |= {now[0] for before, now in pairwise(counts) if now[1] > before[1]}
-    if machine["throttle_alerts"] != UNAVAILABLE:
-        found |= {t for t, names in zip(seconds, machine["throttle_alerts"]) if names}
-    return sorted(found)
+def _bands(throttled: Sequence[Mapping[str, Any]], x: Callable[[float], float], top: float, base: float) -> list[str]:
+    """Each period of throttling as a band behind all lanes, the first with its name."""
+    body = []
+    for period in throttled:
+        left, right = x(period["from_s"]), x(period["to_s"])
+        tip = f"throttled: {', '.join(period['what'])}"
+        body += [rect(left, top, max(right - left, 2.0), base - top, "throttled", tip)]
+        body += [line(left, top, left, base, "alarm")]
+    if throttled:
+        left = x(throttled[0]["from_s"])
+        at_the_edge = left > WIDTH - RIGHT - 60
+        body += [text(left, 10, "throttled", "tick alarm-text", "end" if at_the_edge else "start")]
+    return body
 
 
 def _lane(lane: Lane, x: Callable[[float], float], base: float) -> list[str]:
@@ -142,7 +144,7 @@ def _lane(lane: Lane, x: Callable[[float], float], base: float) -> list[str]:
             body += [path(points, kind)]
         if len(lane.lines) > 1:
             body += [text(legend, base - LANE - 8, name, "tick", "end")]
-            legend -= sum(8.4 if letter.isupper() else 6.6 for letter in name) + 8
+            legend -= sum(8.4 if letter.isupper() else 7.0 for letter in name) + 8
             body += [line(legend - 18, base - LANE - 12, legend - 2, base - LANE - 12, kind)]
             legend -= 36
     return body

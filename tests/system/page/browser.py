@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium")
 DESK = {"width": 1240, "height": 900}
+PHONE = {"width": 360, "height": 740}
 
 
 @dataclass

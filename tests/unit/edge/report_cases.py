@@ -50,7 +50,7 @@ def images(count, seed=0, stages=STAGES, gpu=False):
 
 def sample(time, **readings):
     nothing = dict.fromkeys(
-        ("cpu_load", "other_load", "rss_mb", "gpu_mhz", "cpu_mhz", "throttle_events", "throttle_alerts")
+        ("cpu_load", "other_load", "rss_mb", "gpu_mhz", "cpu_mhz", "emc_mhz", "throttle_events", "throttle_alerts")
     )
     return {"time": BEGIN.timestamp() + time, **nothing, "temperature_c": {}, "power_w": {}, **readings}
 

@@ -10,66 +10,9 @@ from pathlib import Path
 import pytest
 
 from edge import telemetry
+from edge.report.taints import find_taints
 from edge.telemetry import UNAVAILABLE, Sampler, machine_facts
-
-
-def tree(root: Path, files: dict[str, str]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return root
-
-
-ORIN_NANO = {
-    "etc/os-release": 'NAME="Ubuntu"\nPRETTY_NAME="Ubuntu 22.04.5 LTS"\n',
-    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
-    "etc/nvpmodel.conf": "# comment\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n"
-    "< POWER_MODEL ID=1 NAME=25W >\n"
-    "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n< PM_CONFIG DEFAULT=1 >\n",
-    "var/lib/nvpmodel/status": "pmode:0001\n",
-    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
-    "proc/cpuinfo": "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\n\nprocessor\t: 1\nCPU part\t: 0xd42\n",
-    "proc/meminfo": "MemTotal:        7802772 kB\nMemFree:          123456 kB\n",
-    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
-    "sys/class/thermal/thermal_zone0/temp": "51718\n",
-    "sys/class/thermal/thermal_zone1/type": "gpu-thermal\n",
-    "sys/class/thermal/thermal_zone1/temp": "48906\n",
-    "sys/class/thermal/thermal_zone2/type": "cv0-thermal\n",
-    "sys/class/thermal/thermal_zone2/temp": "-256000\n",
-    "sys/class/thermal/cooling_device0/type": "pwm-fan\n",
-    "sys/class/thermal/cooling_device0/cur_state": "2\n",
-    "sys/class/thermal/cooling_device1/type": "gpu-throttle-alert\n",
-    "sys/class/thermal/cooling_device1/cur_state": "0\n",
-    "sys/class/devfreq/17000000.gpu/cur_freq": "624750000\n",
-    "sys/class/devfreq/17000000.gpu/min_freq": "306000000\n",
-    "sys/class/devfreq/17000000.gpu/max_freq": "1020000000\n",
-    "sys/class/devfreq/17000000.gpu/governor": "nvhost_podgov\n",
-    "sys/class/devfreq/15480000.nvdec/cur_freq": "1\n",
-    "sys/class/hwmon/hwmon0/name": "ina3221\n",
-    "sys/class/hwmon/hwmon0/in1_label": "VDD_IN\n",
-    "sys/class/hwmon/hwmon0/in1_input": "4984\n",
-    "sys/class/hwmon/hwmon0/curr1_input": "1856\n",
-    "sys/class/hwmon/hwmon0/in2_label": "VDD_CPU_GPU_CV\n",
-    "sys/class/hwmon/hwmon0/in2_input": "4976\n",
-    "sys/class/hwmon/hwmon0/curr2_input": "500\n",
-    "sys/class/hwmon/hwmon0/in3_label": "VDD_SOC\n",
-    "sys/class/hwmon/hwmon0/in3_input": "4976\n",
-    "sys/class/hwmon/hwmon0/in7_label": "sum of shunt voltages\n",
-    "sys/class/hwmon/hwmon0/in7_input": "5\n",
-    "sys/class/hwmon/hwmon1/name": "soctherm_oc\n",
-    "sys/class/hwmon/hwmon1/oc1_event_cnt": "0\n",
-    "sys/class/hwmon/hwmon1/oc3_event_cnt": "27\n",
-    "sys/devices/system/cpu/cpufreq/policy0/scaling_min_freq": "115200\n",
-    "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq": "1728000\n",
-    "sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq": "1728000\n",
-    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "schedutil\n",
-    "sys/devices/system/cpu/cpufreq/policy4/scaling_min_freq": "115200\n",
-    "sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq": "1728000\n",
-    "sys/devices/system/cpu/cpufreq/policy4/scaling_cur_freq": "729600\n",
-    "sys/devices/system/cpu/cpufreq/policy4/scaling_governor": "schedutil\n",
-    "proc/self/status": "Name:\tpython\nVmRSS:\t  204800 kB\n",
-}
+from tests.unit.edge.jetson_trees import AGX_ORIN, ORIN_NANO, THOR, tree
 
 
 def test_facts_of_a_jetson(tmp_path):
@@ -83,14 +26,45 @@ def test_facts_of_a_jetson(tmp_path):
     assert facts["clocks"] == {
         "cpu": {"min_mhz": 115.2, "max_mhz": 1728.0, "governor": "schedutil", "locked": False},
         "gpu": {"min_mhz": 306.0, "max_mhz": 1020.0, "governor": "nvhost_podgov", "locked": False},
+        "emc": UNAVAILABLE,
     }
+    assert facts["jetson_clocks"] == "off"
+
+
+def test_facts_of_a_thor(tmp_path):
+    facts = machine_facts(tree(tmp_path, THOR))
+    assert facts["cpu"] == "Arm Neoverse V3AE"
+    assert facts["l4t"] == "38.4.0"
+    assert facts["power_mode"]["name"] == "120W"
+    assert facts["clocks"]["gpu"] == {"min_mhz": 306, "max_mhz": 1575, "governor": "nvhost_podgov", "locked": False}
+    assert facts["clocks"]["emc"] == {"min_mhz": 665, "max_mhz": 4266, "governor": "userspace", "locked": False}
+
+
+@pytest.mark.parametrize("clock", [None, "devfreq/17000000.gpu", "cpufreq/policy0", "devfreq/bwmgr"])
+def test_jetson_clocks_is_on_if_no_clock_can_move(tmp_path, clock):
+    root = tree(tmp_path, AGX_ORIN)
+    lower = {"devfreq/17000000.gpu": "min_freq", "cpufreq/policy0": "scaling_min_freq", "devfreq/bwmgr": "min_freq"}
+    if clock == "devfreq/bwmgr":
+        tree(root, {f"sys/class/{clock}/max_freq": "3199000000"})
+    if clock:
+        folder = "sys/devices/system/cpu" if "cpu" in clock else "sys/class"
+        tree(root, {f"{folder}/{clock}/{lower[clock]}": "204000"})
+    assert machine_facts(root)["jetson_clocks"] == ("off" if clock else "on")
+    states = {taint["what"]: taint["state"] for taint in find_taints(machine_facts(root), [])}
+    assert states["clocks not locked"] == ("tainted" if clock else "clean")
+    assert states["power mode"] == "clean"
+
+
+def test_a_pc_has_no_jetson_clocks(tmp_path):
+    root = tree(tmp_path, {name: text for name, text in AGX_ORIN.items() if not name.startswith("proc/device-tree")})
+    assert machine_facts(root)["jetson_clocks"] == UNAVAILABLE
 
 
 def test_facts_where_nothing_can_be_read(tmp_path):
     facts = machine_facts(tmp_path)
-    for key in ("cpu", "memory_mb", "jetson", "l4t", "power_mode"):
+    for key in ("cpu", "memory_mb", "jetson", "l4t", "power_mode", "jetson_clocks", "gpu"):
         assert facts[key] == UNAVAILABLE
-    assert facts["clocks"] == {"cpu": UNAVAILABLE, "gpu": UNAVAILABLE}
+    assert facts["clocks"] == {"cpu": UNAVAILABLE, "gpu": UNAVAILABLE, "emc": UNAVAILABLE}
     assert facts["libraries"]["numpy"]
 
 
@@ -136,27 +110,60 @@ def test_readings_of_a_jetson(tmp_path):
     assert telemetry.temperatures_c(root) == {"cpu-thermal": 51.718, "gpu-thermal": 48.906}
     # 4984 mV * 1856 mA; VDD_SOC shows no current, and in7 is no rail.
     assert telemetry.rails_w(root) == pytest.approx({"VDD_IN": 9.250304, "VDD_CPU_GPU_CV": 2.488})
-    assert telemetry.gpu_mhz(root) == 624.75
+    assert telemetry.gpu_mhz(root) == 624
     assert telemetry.cpu_mhz(root) == pytest.approx((1728 + 729.6) / 2)
+    assert telemetry.emc_mhz(root) == 2133
     assert telemetry.throttle_events(root) == 27
     assert telemetry.throttle_alerts(root) == []
     tree(root, {"sys/class/thermal/cooling_device1/cur_state": "1"})
     assert telemetry.throttle_alerts(root) == ["gpu-throttle-alert"]
 
 
+def test_readings_of_an_agx_orin(tmp_path):
+    root = tree(tmp_path, AGX_ORIN)
+    rails = telemetry.rails_w(root)
+    assert rails == pytest.approx({"VDD_GPU_SOC": 7.6, "VDD_CPU_CV": 1.9, "VIN_SYS_5V0": 4.5, "VDDQ_VDD2_1V8AO": 1.0})
+    assert telemetry.board_rails(rails) == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    assert telemetry.temperatures_c(root) == {"cpu-thermal": 45.5, "gpu-thermal": 42.25, "tj-thermal": 45.5}
+    assert telemetry.gpu_mhz(root) == 1300
+    assert telemetry.emc_mhz(root) is None
+    assert (telemetry.throttle_events(root), telemetry.throttle_alerts(root)) == (0, [])
+
+
 def test_readings_of_a_thor(tmp_path):
-    root = tree(
-        tmp_path,
-        {
-            "sys/class/hwmon/hwmon3/name": "ina238\n",
-            "sys/class/hwmon/hwmon3/power1_input": "41500000\n",
-            "sys/class/hwmon/hwmon3/in1_label": "VIN\n",
-            "sys/class/devfreq/gpu-gpc-0/cur_freq": "1575000000\n",
-            "sys/class/devfreq/gpu-nvd-0/cur_freq": "1692000000\n",
-        },
-    )
-    assert telemetry.rails_w(root) == {"VIN": 41.5}
+    root = tree(tmp_path, THOR)
+    rails = telemetry.rails_w(root)
+    assert rails == pytest.approx({"VDD_GPU": -0.39, "VDD_CPU_SOC_MSS": 6.435, "VIN_SYS_5V0": 6.5, "VIN": 41.5})
+    assert telemetry.board_rails(rails) == ("VIN",)
+    assert telemetry.temperatures_c(root) == {
+        **{"cpu-thermal": 53.7, "soc012-thermal": 55.1, "soc345-thermal": 53.7, "tj-thermal": 55.1}
+    }
     assert telemetry.gpu_mhz(root) == 1575
+    assert telemetry.emc_mhz(root) == 3200
+    assert telemetry.cpu_mhz(root) == 972
+    assert telemetry.throttle_events(root) is None
+    assert telemetry.throttle_alerts(root) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "alerts"),
+    [(0, []), (2, ["gpu-throttle-alert"]), (3, ["soc012-throttle-alert"]), (4, ["devfreq-gpu-gpc-0"])],
+)
+def test_a_cap_on_a_clock_is_throttling_and_a_fan_is_not(tmp_path, device, alerts):
+    root = tree(tmp_path, {**THOR, f"sys/class/thermal/cooling_device{device}/cur_state": "18"})
+    assert telemetry.throttle_alerts(root) == alerts
+
+
+def test_a_pc_counts_each_core_and_its_package_once(tmp_path):
+    for cpu in (0, 1):
+        folder = f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle"
+        tree(tmp_path, {f"{folder}/core_throttle_count": f"{cpu + 1}", f"{folder}/package_throttle_count": "10"})
+    assert telemetry.throttle_events(tmp_path) == 1 + 2 + 10
+
+
+def test_a_monitor_without_a_label_is_the_boards_input(tmp_path):
+    tree(tmp_path, {"sys/class/hwmon/hwmon3/name": "ina238\n", "sys/class/hwmon/hwmon3/power1_input": "7000000\n"})
+    assert telemetry.rails_w(tmp_path) == {"VIN": 7.0}
 
 
 @pytest.mark.parametrize(
