@@ -61,7 +61,7 @@ def cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would else report its use over the Internet
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address is None:
+    if address is None or address.startswith(("127.", "localhost")):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # by which Ray stays on the loopback address
     try:
         import ray
