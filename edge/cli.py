@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edge import __version__
+from edge.archive.options import add_archive_command
 from edge.backends import CHOICES, open_backend
 from edge.bundle import Bundle, load_bundle, sign_bundle
 from edge.daemon_commands import add_daemon_commands
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add_daemon_commands(command)
+    add_archive_command(command, [bundle, guard], _load)
 
     sub = command("bench", _bench, "measure latency and throughput", [bundle, guard])
     sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
