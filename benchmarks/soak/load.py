@@ -138,8 +138,8 @@ class Overload:
     """What the queue's size and the throughput allow."""
 
 
-def run_overload(place: Path, bundle: Path, *, seconds: float, times: float = 10.0, queue: int = 100) -> Overload:
-    """Offer `times` as many images as the daemon can do, for `seconds`."""
+def run_overload(place: Path, bundle: Path, *, seconds: float, times: float = 11.0, queue: int = 100) -> Overload:
+    """Have the clients ask for `times` as many images as the daemon can do, for `seconds`."""
     daemon, places = prepared(place, bundle, f"[queue]\nmax_images = {queue}\n[retention]\nmax_mb = 100000\n")
     with apart(daemon):
         calm = Clients(places.http_port, None, first=0, clients=4)

@@ -8,8 +8,8 @@ import threading
 
 log = logging.getLogger(__name__)
 
-NICE = 15
-"""About a thirtieth of the time of a thread that has not stepped back, where both want all of it (sched(7))."""
+NICE = 8
+"""About a sixth of the time of a thread that has not stepped back, where both want all of it (sched(7))."""
 
 
 def step_back() -> None:

@@ -46,7 +46,8 @@ EMULATOR_SOURCES = tuple(
 
 def kernel_library(*, sanitized: bool = False) -> Path:
     """The shared library with the shipped kernels and host_run.h's functions."""
-    sources = [*sorted(PLUGIN.glob("mdconv_kernel*.cu")), UNFUSED / "unfused.cu", EMULATOR / "host_run.cpp"]
+    sources = [*sorted(PLUGIN.glob("mdconv_kernel*.cu")), UNFUSED / "unfused.cu"]
+    sources += [EMULATOR / "host_plan.cpp", EMULATOR / "host_run.cpp"]
     return library("mdconv_host", [*sources, *EMULATOR_SOURCES], sanitized=sanitized)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.gpu.build import device_library
 from tests.native.build import kernel_library
 from tests.native.host_report import HostOptions, HostReport, Report, error_name, report_of
 from tests.native.layer import ACTIVATIONS, DTYPES, Layer, Operands
@@ -24,6 +25,9 @@ from tests.native.layouts import LAYOUTS, pack, padded_channels, unpack
 
 SANITIZED = "MDCONV_SANITIZED"
 """An environment variable: where it is 1, the kernels run that were compiled with the sanitizers."""
+
+ON_GPU = "MDCONV_ON_GPU"
+"""An environment variable: where it is 1, the kernels run on this machine's GPU; nothing is counted or checked then."""
 
 _GROUPS = 8
 _ALIGNMENT = 256  # of what cudaMalloc returns
@@ -213,4 +217,6 @@ def _library() -> Any:
 
 
 def _library_file() -> Path:
+    if os.environ.get(ON_GPU) == "1":
+        return device_library()
     return kernel_library(sanitized=os.environ.get(SANITIZED) == "1")

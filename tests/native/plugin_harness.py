@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.gpu.build import device_plugin
 from tests.native.build import EMULATOR, PLUGIN, library
-from tests.native.host_kernel import SANITIZED
+from tests.native.host_kernel import ON_GPU, SANITIZED
 from tests.stand_ins.build import FOLDER
 
 HEADERS = FOLDER / "tensorrt_headers" / "kernel_lens" / "include" / "tensorrt"
@@ -205,11 +207,35 @@ class Plugin:
 
     def enqueue(self, tensors: Sequence[Tensor], inputs: Sequence[NDArray[Any] | None], y: NDArray[Any]) -> bool:
         """Arrays in memory as their tensors' formats say; `y` is written. Addresses are aligned as a GPU's are."""
-        addresses = (c_void_p * len(inputs))(*(None if array is None else array.ctypes.data for array in inputs))
-        status = _harness().harness_enqueue(
-            self._handle, _descs(tensors), len(inputs), addresses, c_void_p(y.ctypes.data)
-        )
-        return not status
+        arrays = [*inputs, y]
+        if os.environ.get(ON_GPU) == "1":
+            with _on_device(arrays) as addresses:
+                return self._enqueue(tensors, addresses)
+        return self._enqueue(tensors, [None if array is None else array.ctypes.data for array in arrays])
+
+    def _enqueue(self, tensors: Sequence[Tensor], addresses: Sequence[int | None]) -> bool:
+        """`addresses` are those of the inputs and of Y."""
+        *inputs, y = addresses
+        array = (c_void_p * len(inputs))(*inputs)
+        return not _harness().harness_enqueue(self._handle, _descs(tensors), len(inputs), array, c_void_p(y))
+
+
+@contextmanager
+def _on_device(arrays: Sequence[NDArray[Any] | None]) -> Iterator[list[int | None]]:
+    """Addresses of copies of the arrays on the GPU; the last one is copied back at the end."""
+    harness = _harness()
+    harness.device_memory_new.restype = c_void_p
+    made = [
+        None if array is None else harness.device_memory_new(c_void_p(array.ctypes.data), c_int64(array.nbytes))
+        for array in arrays
+    ]
+    yield made
+    last = arrays[-1]
+    assert last is not None
+    harness.device_memory_read(c_void_p(made[-1]), c_void_p(last.ctypes.data), c_int64(last.nbytes))
+    for memory in made:
+        if memory is not None:
+            harness.device_memory_delete(c_void_p(memory))
 
 
 def _descs(tensors: Sequence[Tensor]) -> Any:
@@ -226,7 +252,8 @@ def _dynamic_descs(tensors: Sequence[Tensor]) -> Any:
 
 @functools.cache
 def _harness() -> Any:
-    harness = ctypes.CDLL(str(host_plugin()))
+    on_gpu = os.environ.get(ON_GPU) == "1"
+    harness = ctypes.CDLL(str(device_plugin(HEADERS) if on_gpu else host_plugin()))
     for name in ("take_messages", "identity", "timing_id", "metadata"):
         getattr(harness, f"harness_{name}").restype = c_char_p
     for name in ("create", "clone", "attach"):
@@ -243,7 +270,7 @@ def host_plugin() -> Path:
     if not HEADERS.is_dir():
         raise RuntimeError("NVIDIA's headers are not there: run `python tests/stand_ins/build.py`")
     own = [*sorted(PLUGIN.glob("*.cpp")), EMULATOR / "tensorrt" / "plugin_harness.cpp"]
-    emulator = [path for path in sorted(EMULATOR.glob("*.c*")) if path.name != "host_run.cpp"]
+    emulator = [path for path in sorted(EMULATOR.glob("*.c*")) if path.stem not in ("host_run", "host_plan")]
     flags = ("-isystem", str(HEADERS), '-DMDCONV_KERNEL_ID="host"')
     return library(
         "mdconv_plugin_host",
