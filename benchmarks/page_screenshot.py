@@ -21,11 +21,14 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError, MachineError
 from mdconv.data.phantom import DEMO_SEEDS
 from mdconv.data.phantom.folder import write_folder
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 120
@@ -95,14 +98,24 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _take(address: str, output: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright  # a test dependency
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium; raises `MachineError` where it is not installed."""
+    from playwright.sync_api import sync_playwright  # a test dependency
 
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    program = shutil.which("chromium")
+    if program is None:
         raise MachineError("no chromium here: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def _take(address: str, output: Path) -> None:
+    from playwright.sync_api import expect
+
+    with chromium() as browser:
         for name, options in SHOTS.items():
             page = browser.new_page(**options)
             page.goto(address)
@@ -113,7 +126,6 @@ def _take(address: str, output: Path) -> None:
             page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
             page.screenshot(path=output / f"{name}.png")
             print(output / f"{name}.png")
-        browser.close()
 
 
 def _most_certain(rows: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ and `nvml` (other NVIDIA GPUs) fill in. `sampler` samples them all on one monoto
 from __future__ import annotations
 
 from edge.telemetry.files import UNAVAILABLE
-from edge.telemetry.machine import LIBRARIES, clocks, machine_facts, power_mode
+from edge.telemetry.machine import clocks, machine_facts, power_mode
 from edge.telemetry.process import rss_mb
 from edge.telemetry.sampler import Sampler
 from edge.telemetry.sysfs import (
@@ -28,7 +28,6 @@ from edge.telemetry.sysfs import (
 
 __all__ = [
     "GPU_BOARD",
-    "LIBRARIES",
     "UNAVAILABLE",
     "Sampler",
     "board_rails",
