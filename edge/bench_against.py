@@ -3,8 +3,8 @@
 What the machine does meanwhile (clocks, heat, other programs) then meets both, and a ratio is told from far noisier
 latencies than in two runs apart. Four blocks make one comparison, A B B A or B A A B by lot: what grows steadily
 through them falls out. And both are opened anew many times, since where a backend happens to lie in memory and on which
-cores its threads happen to run moves its latency by some per cent until it is closed: an opening counts as one
-observation, however long it is measured (Kalibera and Jones, ISMM 2013).
+cores its threads happen to run moves its latency by some per cent until it is closed: the interval is
+told from how far whole openings lie apart, however long each is measured (Kalibera and Jones, ISMM 2013).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edge.bench_load import WARM_UP, Load, warm_up
 from edge.bundle import Bundle
 from edge.errors import InputRefusedError, UsageError
 from edge.gate import notice_of
-from edge.intervals import CONFIDENCE, Interval, hodges_lehmann, middle
+from edge.intervals import CONFIDENCE, Interval, middle, of_groups
 from edge.report.build import RESEARCH_USE, bundle_identity
 from edge.report.compare import comparison_of, differences, row
 from edge.report.taints import find_taints
@@ -46,7 +46,7 @@ IMAGES = 8
 OPENINGS = 10
 """Openings at least; each is measured for so many parts of the duration."""
 
-LEAST_FOURS, MOST_FOURS = 2, 50
+LEAST_FOURS, MOST_FOURS = 2, 15
 """Comparisons in an opening, at least and at most."""
 
 LONGEST = 10
@@ -109,7 +109,7 @@ def run_against(
         raise InputRefusedError("no block had an image that both bundles could use: give --images that they take")
     machine = machine_facts()
     taints = find_taints(machine, sampler.samples)
-    interval = hodges_lehmann(log_ratios(race.openings, "total"))
+    interval = of_groups(log_ratios(race.openings, "total"))
     finding = judge(interval, margin)
     return comparison_of(
         race.sides,
@@ -130,7 +130,7 @@ def run_against(
         },
         machine=machine,
         taints=taints,
-        log_ratios=[round(value, 6) for value in log_ratios(race.openings, "total").tolist()],
+        log_ratios=[round(middle(ratios), 6) for ratios in log_ratios(race.openings, "total") if len(ratios)],
     )
 
 
@@ -168,7 +168,7 @@ class _Race:
             return False
         if self.measured >= LONGEST * self._duration:
             return True
-        interval = hodges_lehmann(log_ratios(self.openings, "total"))
+        interval = of_groups(log_ratios(self.openings, "total"))
         return interval is not None and math.log(interval.high / interval.low) / 2 <= SHARP * math.log1p(margin)
 
     def open_and_measure(self) -> None:
@@ -223,10 +223,10 @@ def _block(load: Load, count: int) -> Times:
     return times
 
 
-def log_ratios(openings: Sequence[Sequence[Four]], stage: str) -> NDArray[np.float64]:
-    """log(B / A) of the stage's median, one an opening (n,): the middle of its fours. One without any has none."""
+def log_ratios(openings: Sequence[Sequence[Four]], stage: str) -> list[NDArray[np.float64]]:
+    """log(B / A) of the stage's median in each four that has it, (n,) an opening."""
     found = ([ratio for four in fours if (ratio := four.log_ratio(stage)) is not None] for fours in openings)
-    return np.array([middle(np.array(ratios)) for ratios in found if ratios])
+    return [np.array(ratios) for ratios in found]
 
 
 def judge(interval: Interval | None, margin: float) -> str:
@@ -268,7 +268,7 @@ def _rows(openings: Sequence[Sequence[Four]]) -> Iterator[dict[str, Any]]:
             for name in ("a", "b")
         )
         if a and b:
-            interval = hodges_lehmann(log_ratios(openings, stage))
+            interval = of_groups(log_ratios(openings, stage))
             yield row(f"{stage}, p50", "ms", nearest_rank(a, "50"), nearest_rank(b, "50"), interval)
 
 
@@ -293,8 +293,8 @@ def _notes(race: _Race, taints: Sequence[Mapping[str, str]]) -> Iterator[str]:
         f"blocks of {SETTLE} untimed and {race.count} timed images, A B B A or B A A B by lot, one image under way"
     )
     yield (
-        "a comparison is the ratio of the blocks' medians; an opening counts once, with the middle of its comparisons; "
-        "the ratio is the middle of the openings (Hodges and Lehmann), its interval by Wilcoxon's signed ranks"
+        "a comparison is the ratio of the blocks' medians; the ratio is the middle of all comparisons (Hodges and "
+        "Lehmann), its interval comes from leaving out one opening at a time (jackknife)"
     )
     for taint in taints:
         if taint["state"] == "tainted":

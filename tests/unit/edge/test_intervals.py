@@ -1,20 +1,19 @@
-"""edge.intervals: against exact distributions, tables, and series whose spread is known by a formula."""
+"""edge.intervals: against tables, and against values whose spread is known by a formula."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 
 from edge.intervals import (
-    LEAST_PAIRS,
+    LEAST_GROUPS,
     LEAST_VALUES,
     Spread,
-    hodges_lehmann,
     mean,
     middle,
+    of_groups,
     percentile_of,
     spread,
     student_t,
@@ -33,41 +32,47 @@ def correlated(rng, count, rho):
     return 20 + series
 
 
-@pytest.mark.parametrize("count", range(LEAST_PAIRS, 13))
-def test_the_ends_miss_as_rarely_as_the_signed_rank_distribution_says(count):
-    """The interval leaves out 0 exactly where the rank sum is extreme: counted over all 2^n signs, at most 5 %."""
-    sizes = np.arange(1, count + 1, dtype=float)
-    # Sizes far apart, so that the sign of a mean of two is that of its larger one: the Walsh form of the rank sum.
-    sizes = 3.0**sizes * 1e-9
-    missed = 0
-    for signs in itertools.product((-1, 1), repeat=count):
-        interval = hodges_lehmann(sizes * np.array(signs))
-        missed += interval.low > 1 or interval.high < 1
-    assert 0 < missed / 2**count <= 0.05
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_the_middle_is_the_median_of_all_means_of_two(count):
+    values = np.random.default_rng(count).normal(0, 0.05, count)
+    assert middle(values) == pytest.approx(np.median([(a + b) / 2 for i, a in enumerate(values) for b in values[i:]]))
 
 
-@pytest.mark.parametrize(("count", "critical"), [(6, 0), (8, 3), (10, 8), (15, 25), (20, 52), (30, 137), (50, 434)])
-def test_the_ends_are_the_ones_of_the_tables_or_the_next_wider(count, critical):
-    """Critical values of Wilcoxon's signed ranks, 5 % on two sides (Wilcoxon and Wilcox 1964)."""
-    rng = np.random.default_rng(count)
-    logs = rng.normal(0, 0.05, count)
-    means = sorted((a + b) / 2 for i, a in enumerate(logs) for b in logs[i:])
-    interval = hodges_lehmann(logs)
-    place = min(range(len(means)), key=lambda i: abs(math.exp(means[i]) - interval.low))
-    assert critical - 1 <= place <= critical
-    assert math.exp(means[-1 - place]) == pytest.approx(interval.high)
-    assert interval.ratio == pytest.approx(math.exp(np.median(means)))
+@pytest.mark.parametrize(("groups", "each"), [(12, 1), (30, 1), (12, 8), (12, 40)])
+@pytest.mark.parametrize("luck", [0.0, 0.02])
+def test_the_interval_is_as_wide_as_the_groups_luck_and_the_noise_in_them_make_it(groups, each, luck):
+    """Of normal values the middle has pi / 3 of the mean's variance (Hodges and Lehmann 1963): sigma^2 / n, and the
+    luck of a group does not shrink with what it holds."""
+    noise = 0.03
+    expected = math.sqrt((math.pi / 3) * noise**2 / (groups * each) + luck**2 / groups)
+    errors = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        interval = of_groups([rng.normal(0, luck) + rng.normal(0, noise, each) for _ in range(groups)])
+        errors.append(math.log(interval.high / interval.low) / 2 / student_t(groups - 1))
+    assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(expected, rel=0.15)
 
 
-def test_a_quarter_of_wild_pairs_does_not_carry_the_middle_away():
+def test_the_interval_of_groups_holds_the_true_ratio_about_as_often_as_it_says():
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        groups = [0.05 + rng.normal(0, 0.02) + 0.02 * rng.standard_t(3, rng.integers(0, 9)) for _ in range(15)]
+        interval = of_groups(groups)
+        held += interval.low <= math.exp(0.05) <= interval.high
+    assert held >= 180  # 190 are 95 %
+
+
+def test_a_quarter_of_wild_ones_does_not_carry_the_middle_away():
     logs = np.r_[np.random.default_rng(1).normal(0.1, 0.01, 30), np.full(10, 5.0)]
     assert middle(logs) == pytest.approx(0.1, abs=0.02)
     assert logs.mean() > 1
 
 
-def test_too_few_pairs_have_no_interval():
-    assert hodges_lehmann(np.zeros(LEAST_PAIRS - 1)) is None
-    assert hodges_lehmann(np.zeros(LEAST_PAIRS)) == (1.0, 1.0, 1.0)
+def test_too_few_groups_have_no_interval():
+    group = np.zeros(3)
+    assert of_groups([group] * (LEAST_GROUPS - 1) + [np.zeros(0)]) is None
+    assert of_groups([group] * LEAST_GROUPS) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
