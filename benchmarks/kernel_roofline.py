@@ -13,33 +13,17 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from build_engine.jetsons import jetson  # noqa: E402
 from tests.native.layer import DTYPES  # noqa: E402
 from tests.native.network_layers import NETWORK_LAYERS, network_layer  # noqa: E402
 
-
-class Module(NamedTuple):
-    """Peak figures of NVIDIA's data sheets."""
-
-    name: str
-    gigabytes: float
-    """A second."""
-    cores: int
-    megahertz: float
-
-
-MODULES = (
-    Module("Orin Nano 8 GB", 68, 1024, 625),
-    Module("Orin NX 16 GB", 102.4, 1024, 918),
-    Module("AGX Orin 64 GB", 204.8, 2048, 1301),
-    Module("Thor T5000", 273, 2560, 1575),
-)
+MODULES = [jetson(name) for name in ("Orin Nano 8 GB", "Orin NX 16 GB", "AGX Orin 64 GB", "Thor T5000")]
 
 
 def instructions(dtype: str, stride: int) -> float:

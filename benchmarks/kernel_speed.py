@@ -55,10 +55,9 @@ def sets_of(must: int) -> int:
 def compulsory_bytes(layer: Layer, operands: Operands) -> int:
     """X read once, Y written once, as the layout stores them; weights, biases and scales."""
     stored = padded_channels(layer.channels, layer.layout) * np.dtype(DTYPES[layer.dtype]).itemsize
+    planes = sum(n * h * w for n, _, h, w in (layer.x_shape, layer.y_shape))
     small = (operands.weight, operands.bias, operands.weight_scale)
-    return stored * sum(n * h * w for n, _, h, w in (layer.x_shape, layer.y_shape)) + sum(
-        0 if array is None else array.nbytes for array in small
-    )
+    return int(stored * planes + sum(0 if array is None else array.nbytes for array in small))
 
 
 def packed(layer: Layer, operands: Operands) -> list[NDArray[Any] | None]:
@@ -74,7 +73,7 @@ def microseconds(library: Any, layer: Layer, arrays: Sequence[NDArray[Any] | Non
     error = library.mdconv_device_time(byref(problem), byref(tensors), c_int32(tactic), sets, WINDOWS, times)
     if error:
         raise RuntimeError(f"CUDA error {error} for {layer}, tactic {tactic}")
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def torch_microseconds(layer: Layer, sets: int) -> dict[str, float]:
@@ -111,6 +110,13 @@ def torch_microseconds(layer: Layer, sets: int) -> dict[str, float]:
     return {name: graph_microseconds(run, images) for name, run in (("padded", padded), ("split", split))}
 
 
+def _events() -> tuple[Any, Any]:
+    import torch
+
+    event: Any = torch.cuda.Event
+    return event(enable_timing=True), event(enable_timing=True)
+
+
 def graph_microseconds(run: Callable[[Any], Any], images: list[Any]) -> float:
     import torch
 
@@ -124,14 +130,14 @@ def graph_microseconds(run: Callable[[Any], Any], images: list[Any]) -> float:
         graph.replay()
         times = []
         for _ in range(WINDOWS):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, stop = _events()
             start.record()
             graph.replay()
             stop.record()
             stop.synchronize()
             times.append(1000 * start.elapsed_time(stop) / len(images))
         del kept
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def copy_bandwidth() -> float:
@@ -142,13 +148,13 @@ def copy_bandwidth() -> float:
     target = torch.empty_like(source)
     times = []
     for _ in range(WINDOWS):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = _events()
         start.record()
         target.copy_(source)
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop) / 1000)
-    return 2 * source.numel() / statistics.median(times)
+    return float(2 * source.numel() / statistics.median(times))
 
 
 def rows(library: Any, bandwidth: float, batch: int) -> Iterator[tuple[Any, ...]]:
@@ -194,13 +200,13 @@ def main() -> None:
         return
     import torch
 
-
     library = ctypes.CDLL(str(device_library()))
     bandwidth = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}; PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
+    cudnn: Any = torch.backends.cudnn
+    print(f"{torch.cuda.get_device_name()}; PyTorch {torch.__version__}, cuDNN {cudnn.version()}")
     print(f"a copy of 1 GiB: {bandwidth / 1e9:.0f} GB/s, read and written; batch {batch}\n")
-    head = ("type", "layout", "C, H = W, stride", "copy", "default", "best (tactic)", "of copy")
-    head += ("unfused", "padded", "split")
+    head = [*("type", "layout", "C, H = W, stride", "copy", "default", "best (tactic)", "of copy")]
+    head += ["unfused", "padded", "split"]
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     totals: dict[tuple[str, str], list[float]] = {}
     for dtype, layout, shape, copy, default, best, tactic, unfused, peers in rows(library, bandwidth, batch):

@@ -141,23 +141,37 @@ __device__ __forceinline__ int64_t half_offset(KernelParams const& p, int32_t im
     return 2 * (pixel * stored_channels(p) + channel);
 }
 
+// A thread asks for several pixels before it lays the first one down. Two threads share the 32 bytes of a pixel.
 template <int kStride>
 __device__ __forceinline__ void fetch_pixels(KernelParams const& p, Tile const& tile) {
-    int32_t const stored = stored_channels(p);
-    uint32_t const items = 2 * p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
-#pragma unroll 4
-    for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
-        int32_t const channel = tile.channel + 8 * static_cast<int32_t>(item & 1);
-        uint32_t rest;
-        int32_t const tile_row = static_cast<int32_t>(divide(item >> 1, p.by_row_quads, rest));
-        int32_t const column = static_cast<int32_t>(rest) + kLeft - p.pad;
-        int32_t const y = tile.top + tile_row;
-        int32_t const x = tile.left + column - kLeft;
-        bool const inside = y >= tile.in_begin && y < tile.in_end && x >= 0 && x < p.width && channel < stored;
-        int64_t const offset = half_offset(p, tile.image, channel, p.height, p.width, y, x);
-        uint4 const pixel = load_global_if<uint4>(inside, static_cast<unsigned char const*>(p.x) + offset);
-        int32_t const target = tile_row * p.pitch + pixel_offset<kStride>(column) + 16 * static_cast<int32_t>(item & 1);
-        store_shared<uint4>(target, pixel);
+    constexpr int kAhead = 4;
+    int32_t const half = static_cast<int32_t>(threadIdx.x & 1);
+    int32_t const channel = tile.channel + 8 * half;
+    bool const there = channel < stored_channels(p);
+    auto const* const image =
+        static_cast<unsigned char const*>(p.x) + half_offset(p, tile.image, channel, p.height, p.width, 0, 0);
+    int64_t const pixel_bytes = 2 * stored_channels(p);
+    uint32_t const pixels = p.by_row_quads.divisor * static_cast<uint32_t>(p.in_rows);
+    uint32_t const step = blockDim.x / 2;
+    for (uint32_t pixel = threadIdx.x / 2; pixel < pixels; pixel += kAhead * step) {
+        uint4 ahead[kAhead];
+        int32_t target[kAhead];
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+            uint32_t rest;
+            int32_t const tile_row = static_cast<int32_t>(divide(pixel + k * step, p.by_row_quads, rest));
+            int32_t const column = static_cast<int32_t>(rest) + kLeft - p.pad;
+            int32_t const y = tile.top + tile_row;
+            int32_t const x = tile.left + column - kLeft;
+            bool const inside = there && y >= tile.in_begin && y < tile.in_end &&
+                                static_cast<uint32_t>(x) < static_cast<uint32_t>(p.width);
+            ahead[k] = load_global_if<uint4>(inside, image + (y * p.width + x) * pixel_bytes);
+            target[k] = tile_row * p.pitch + pixel_offset<kStride>(column) + 16 * half;
+        }
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+            store_shared_if<uint4>(pixel + k * step < pixels, target[k], ahead[k]);
+        }
     }
 }
 

@@ -55,10 +55,9 @@ struct InterleavedTile {
         return plane * p.plane_stride + tile_row * p.pitch + p.margin + 4 * quad;
     }
 
-    __device__ __forceinline__ void store_channels(int32_t plane, int32_t tile_row, int32_t quad,
-                                                   uint32_t (&pixels)[4]) const {
+    // `target` is the first channel's `address`.
+    __device__ __forceinline__ void store_channels(int32_t target, uint32_t (&pixels)[4]) const {
         transpose(pixels);
-        int32_t target = address(plane, tile_row, quad);
 #pragma unroll
         for (int i = 0; i < 4; ++i, target += p.plane_stride) {
             store_shared<uint32_t>(target, pixels[i]);
@@ -96,10 +95,11 @@ struct Chw32Tile : InterleavedTile<32, kStride> {
             uint32_t second[4] = {pixels[0].y, pixels[1].y, pixels[2].y, pixels[3].y};
             uint32_t third[4] = {pixels[0].z, pixels[1].z, pixels[2].z, pixels[3].z};
             uint32_t fourth[4] = {pixels[0].w, pixels[1].w, pixels[2].w, pixels[3].w};
-            Base::store_channels(16 * half, tile_row, quad, first);
-            Base::store_channels(16 * half + 4, tile_row, quad, second);
-            Base::store_channels(16 * half + 8, tile_row, quad, third);
-            Base::store_channels(16 * half + 12, tile_row, quad, fourth);
+            int32_t const target = Base::address(16 * half, tile_row, quad);
+            Base::store_channels(target, first);
+            Base::store_channels(target + 4 * p.plane_stride, second);
+            Base::store_channels(target + 8 * p.plane_stride, third);
+            Base::store_channels(target + 12 * p.plane_stride, fourth);
         }
     }
 
@@ -182,20 +182,31 @@ struct Chw4Tile : InterleavedTile<4, kStride> {
         }
     }
 
+    // A thread asks for several quads before it lays the first one down.
     template <bool kFlat>
     __device__ __forceinline__ void fill() const {
+        constexpr int kAhead = kFlat ? 1 : 4;
         uint32_t const items = p.by_row_quads.divisor * static_cast<uint32_t>(groups() * p.in_rows);
-        for (uint32_t item = threadIdx.x; item < items; item += blockDim.x) {
-            uint32_t column, tile_row;
-            uint32_t const row = divide(item, p.by_row_quads, column);
-            int32_t const group = static_cast<int32_t>(divide(row, p.by_in_rows, tile_row));
-            int32_t const quad = static_cast<int32_t>(column) - 1;
-            int32_t const y = tile.top + static_cast<int32_t>(tile_row);
-            int32_t const x = tile.left + 4 * quad;
-            bool const inside = y >= tile.in_begin && y < tile.in_end;
-            uint32_t pixels[4];
-            load_pixels<kFlat>(group, y, x, inside, pixels);
-            Base::store_channels(4 * group, static_cast<int32_t>(tile_row), quad, pixels);
+        for (uint32_t item = threadIdx.x; item < items; item += kAhead * blockDim.x) {
+            uint32_t ahead[kAhead][4];
+            int32_t target[kAhead];
+#pragma unroll
+            for (int k = 0; k < kAhead; ++k) {
+                uint32_t column, tile_row;
+                uint32_t const row = divide(item + k * blockDim.x, p.by_row_quads, column);
+                int32_t const group = static_cast<int32_t>(divide(row, p.by_in_rows, tile_row));
+                int32_t const quad = static_cast<int32_t>(column) - 1;
+                int32_t const y = tile.top + static_cast<int32_t>(tile_row);
+                bool const inside = item + k * blockDim.x < items && y >= tile.in_begin && y < tile.in_end;
+                load_pixels<kFlat>(group, y, tile.left + 4 * quad, inside, ahead[k]);
+                target[k] = Base::address(4 * group, static_cast<int32_t>(tile_row), quad);
+            }
+#pragma unroll
+            for (int k = 0; k < kAhead; ++k) {
+                if (item + k * blockDim.x < items) {
+                    Base::store_channels(target[k], ahead[k]);
+                }
+            }
         }
     }
 

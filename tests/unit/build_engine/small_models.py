@@ -45,6 +45,14 @@ def single(
     return model, kernels, bias
 
 
+def fix_shapes(model: onnx.ModelProto, height: int, width: int, stride: int) -> None:
+    """Make the model of `single` one for a (1, C, height, width) input."""
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        lengths = (height, width) if value.name == "X" else (-(-height // stride), -(-width // stride))
+        dims[0].dim_value, dims[2].dim_value, dims[3].dim_value = 1, *lengths
+
+
 def chain(*activations: str, kernel_sizes: tuple[tuple[int, ...], ...] | None = None) -> onnx.ModelProto:
     """`MDConv` nodes ``md0``, ``md1``, ... of 8 channels in a row: ``X`` to ``T1``, ``T2``, ... and ``Y``."""
     sizes = kernel_sizes or ((3, 5),) * len(activations)
