@@ -5,9 +5,7 @@ The whole path is timed, from an image's arrival to its result: reading and deco
 
 from __future__ import annotations
 
-import itertools
 import math
-import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +15,16 @@ from typing import Any
 import numpy as np
 
 from edge.backends import Backend
+from edge.bench_load import WARM_UP, Load, require_done, warm_up
 from edge.bundle import Bundle
-from edge.errors import InputRefusedError, MachineError, UsageError
-from edge.pipeline import Item, Outcome, Pipeline
+from edge.errors import MachineError, UsageError
 from edge.rate_search import Trial, describe, highest_rate
 from edge.report import build_report
-from edge.selftest import golden_inputs
 from edge.statistics import nearest_rank, samples_needed
 from edge.telemetry import Sampler, machine_facts
 
 SAMPLES_PER_QUERY = 8
 """Images of one multi-stream query, as MLPerf Inference has it."""
-
-WARM_UP = 16
-"""Images run before the clock starts: libraries load, memory is allocated, caches and clocks settle."""
 
 SEED = 0
 
@@ -79,55 +73,6 @@ class _Run:
         return elapsed < self.duration
 
 
-class _Load:
-    """Sends images into the pipeline, over and over in their order, and collects the results."""
-
-    def __init__(
-        self, bundle: Bundle, open_backend: Callable[[], Backend], images: Sequence[Path], guard: bool
-    ) -> None:
-        self._finished: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.on_result: Callable[[dict[str, Any]], None] | None = None
-        """Gets each result instead of `collect`, in the pipeline's thread."""
-        given: list[dict[str, Any]] = [{"path": path} for path in images]
-        if not given:
-            given = [{"pixels": image} for image in golden_inputs(bundle)[0][:, 0]]
-        self.distinct = len(given)
-        self._next = itertools.cycle(given)
-        self._number = itertools.count()
-        self.pipeline = Pipeline(bundle, open_backend, self._deliver, guard=guard)
-
-    def _deliver(self, outcome: Outcome) -> None:
-        kept = ("id", "status", "reason", "timings_ms", "time")  # a long run has no memory for the rest
-        result = {key: outcome.result[key] for key in kept}
-        # The samples' clock; the result's own time is the wall clock's, which may be set while we run.
-        (self.on_result or self._finished.put)({**result, "ended": time.monotonic()})
-
-    def submit(self, received: float | None = None, note: Callable[[str], object] | None = None) -> None:
-        """Send the next image, as received at `received` (seconds of `time.monotonic`; None: now).
-
-        `note` gets the identifier that its result will have, before it is sent.
-        """
-        item = Item(f"{next(self._number)}", **next(self._next))
-        if received is not None:
-            item.received = received
-        if note is not None:
-            note(item.id)
-        self.pipeline.submit(item)
-
-    def check(self) -> None:
-        self.pipeline.check()
-
-    def collect(self, count: int) -> list[dict[str, Any]]:
-        """The next `count` results. Raises what stopped the pipeline, if something does."""
-        results: list[dict[str, Any]] = []
-        while len(results) < count:
-            try:
-                results.append(self._finished.get(timeout=0.5))
-            except queue.Empty:
-                self.pipeline.check()
-        return results
-
-
 def run_bench(
     bundle: Bundle,
     open_backend: Callable[[], Backend],
@@ -158,9 +103,9 @@ def run_bench(
     """
     _check(scenario, duration, rate, target_p99_ms)
     send = _sender(generator)
-    load = _Load(bundle, open_backend, images or (), guard)
+    load = Load(bundle, open_backend, images or (), guard)
     with load.pipeline:
-        _warm_up(load)
+        warm_up(load)
         if target_p99_ms is not None:
             measured, wall_seconds, samples = _run_at_highest_rate(load, send, target_p99_ms, duration, progress, root)
         else:
@@ -168,7 +113,7 @@ def run_bench(
                 rate = _burst_rate(load) / 2
             run = _Run(scenario, duration, rate or 0.0, progress)
             measured, wall_seconds, samples = _run_whole(load, send, run, root)
-    _require_done(measured.results)
+    require_done(measured.results)
     return build_report(
         measured.results,
         kind="bench",
@@ -206,13 +151,13 @@ def _sender(generator: str) -> Send:
     return _send_ourselves
 
 
-def _send_ourselves(load: _Load, run: _Run) -> Measured:
+def _send_ourselves(load: Load, run: _Run) -> Measured:
     measured = SCENARIOS[run.scenario](load, run)
     measured.settings["generator"] = "own"
     return measured
 
 
-def _send_by_loadgen(load: _Load, run: _Run) -> Measured:
+def _send_by_loadgen(load: Load, run: _Run) -> Measured:
     from edge import loadgen
 
     rate = run.rate or (_burst_rate(load) if run.scenario == "offline" else 1.0)
@@ -231,7 +176,7 @@ def _send_by_loadgen(load: _Load, run: _Run) -> Measured:
     return measured
 
 
-def _run_whole(load: _Load, send: Send, run: _Run, root: Path) -> tuple[Measured, float, list[dict[str, Any]]]:
+def _run_whole(load: Load, send: Send, run: _Run, root: Path) -> tuple[Measured, float, list[dict[str, Any]]]:
     """What the scenario did, in how many seconds, and the machine's samples beside it."""
     with Sampler(root=root) as sampler:
         run.restart()
@@ -241,7 +186,7 @@ def _run_whole(load: _Load, send: Send, run: _Run, root: Path) -> tuple[Measured
 
 
 def _run_at_highest_rate(
-    load: _Load, send: Send, target_ms: float, duration: float, progress: Progress | None, root: Path
+    load: Load, send: Send, target_ms: float, duration: float, progress: Progress | None, root: Path
 ) -> tuple[Measured, float, list[dict[str, Any]]]:
     """A server's run at the highest rate that meets the target; slower, a little at a time, where a whole run does not.
 
@@ -299,26 +244,7 @@ def _check(scenario: str, duration: float, rate: float | None, target_p99_ms: fl
         raise UsageError(f"rate {rate:g} is not a positive number of images a second: give one, or leave it out")
 
 
-def _warm_up(load: _Load) -> None:
-    """Run `WARM_UP` images, and more while none of them could be used, until each was tried."""
-    results: list[dict[str, Any]] = []
-    while not results or (len(results) < load.distinct and not _any_done(results)):
-        for _ in range(WARM_UP):
-            load.submit()
-        results += load.collect(WARM_UP)
-    _require_done(results)
-
-
-def _any_done(results: Sequence[dict[str, Any]]) -> bool:
-    return any(result["status"] == "done" for result in results)
-
-
-def _require_done(results: Sequence[dict[str, Any]]) -> None:
-    if not _any_done(results):
-        raise InputRefusedError(f"none of the images can be used; the first: {results[0]['reason']}")
-
-
-def _burst_rate(load: _Load) -> float:
+def _burst_rate(load: Load) -> float:
     """Images a second that the pipeline does when it is kept full, from a second's try."""
     start, sent = time.monotonic(), 0
     while time.monotonic() < start + 1 or sent < WARM_UP:
@@ -328,7 +254,7 @@ def _burst_rate(load: _Load) -> float:
     return sent / (time.monotonic() - start)
 
 
-def _single_stream(load: _Load, run: _Run) -> Measured:
+def _single_stream(load: Load, run: _Run) -> Measured:
     """The next image is sent when the one before it has its result."""
     measured = Measured()
     while not measured.results or run.goes_on():
@@ -337,7 +263,7 @@ def _single_stream(load: _Load, run: _Run) -> Measured:
     return measured
 
 
-def _multi_stream(load: _Load, run: _Run) -> Measured:
+def _multi_stream(load: Load, run: _Run) -> Measured:
     """Queries of `SAMPLES_PER_QUERY` images, each sent when all of the one before have results; the last one counts."""
     measured = Measured(query_ms=[], settings={"samples_per_query": SAMPLES_PER_QUERY})
     assert measured.query_ms is not None
@@ -351,7 +277,7 @@ def _multi_stream(load: _Load, run: _Run) -> Measured:
     return measured
 
 
-def _server(load: _Load, run: _Run) -> Measured:
+def _server(load: Load, run: _Run) -> Measured:
     """Images are due at the moments of a Poisson process, drawn beforehand, and timed from when they were due.
 
     So an image that had to wait for those before it counts its wait: no coordinated omission. If the pipeline falls
@@ -377,7 +303,7 @@ def _behind(measured: Measured) -> list[str]:
     return [f"the pipeline did not keep up: {due - sent} of {due} images due were never sent"] if sent < due else []
 
 
-def _offline(load: _Load, run: _Run) -> Measured:
+def _offline(load: Load, run: _Run) -> Measured:
     """Images are sent as fast as the pipeline takes them; each is timed from when it was taken."""
     sent = 0
     while not sent or run.goes_on():
@@ -386,7 +312,7 @@ def _offline(load: _Load, run: _Run) -> Measured:
     return Measured(load.collect(sent))
 
 
-Send = Callable[[_Load, _Run], Measured]
+Send = Callable[[Load, _Run], Measured]
 
 SCENARIOS: dict[str, Send] = {
     "single-stream": _single_stream,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from edge.daemon_commands import add_daemon_commands
 from edge.errors import EdgeError, MachineError, UsageError, describe_os_error
 from edge.gate import FORCE, require_gate
 from edge.guard import NO_GUARD_HELP
+from edge.measure_commands import add_measure_commands
 from edge.signature import (
     PASSPHRASE_VARIABLE,
     PUBLIC_KEY_VARIABLE,
@@ -32,8 +32,6 @@ from edge.signature import (
 
 EXIT_STATUS = """exit status: 0 done; 1 some inputs were refused, each named with its reason; 2 wrong use;
 3 the bundle or the machine does not fit (what is missing is named); 130 interrupted; 141 nobody reads the output"""
-
-SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,28 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add_daemon_commands(command)
     add_archive_command(command, [bundle, guard], _load)
 
-    sub = command("bench", _bench, "measure latency and throughput", [bundle, guard])
-    sub.add_argument("--images", type=Path, nargs="+", default=[], metavar="PATH", help="default: the golden inputs")
-    sub.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="default: %(default)s")
-    sub.add_argument("--duration", type=_seconds, default=10.0, metavar="SECONDS", help="default: %(default)s")
-    sub.add_argument(
-        "--generator",
-        choices=("auto", "loadgen", "own"),
-        default="auto",
-        help="who sends: MLCommons' LoadGen, or our own; default: auto, LoadGen where it is installed",
-    )
-    rates = sub.add_mutually_exclusive_group()
-    rates.add_argument(
-        "--rate", type=float, metavar="R", help="server: images a second; default: half of what it can do"
-    )
-    rates.add_argument(
-        "--target-p99", type=float, metavar="MS", help="server: find the highest rate that keeps 99 %% within this time"
-    )
-    sub.add_argument("--report", type=Path, metavar="DIR", help="write report.json and report.html there")
-
-    sub = command("report", _report, "latency report of what the daemon did", [])
-    sub.add_argument("--state", type=Path, required=True, metavar="DIR", help="the daemon's state directory")
-    sub.add_argument("--report", type=Path, metavar="DIR", help="where to write it; default: `report` in the state's")
+    add_measure_commands(command, [bundle, guard])
 
     command("selftest", _selftest, "check that a bundle gives its reference results on this machine", [bundle])
 
@@ -172,13 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
-    return value
-
-
 def _load(options: argparse.Namespace) -> Bundle:
     bundle = load_bundle(options.bundle, configured_key(options.public_key))
     require_gate(bundle.manifest, options.allow_failed_gate)
@@ -202,55 +172,6 @@ def _classify(options: argparse.Namespace) -> int:
         cam_directory=options.cam,
         guard=options.guard,
     )
-
-
-def _bench(options: argparse.Namespace) -> int:
-    bundle = load_bundle(options.bundle, configured_key(options.public_key))
-    require_gate(bundle.manifest, options.allow_failed_gate)
-    from edge.bench import run_bench
-    from edge.progress import ProgressLine
-
-    opener = functools.partial(open_backend, bundle, options.backend)
-    with ProgressLine("bench") as progress:
-        report = run_bench(
-            bundle,
-            opener,
-            options.images,
-            options.scenario,
-            options.duration,
-            rate=options.rate,
-            generator=options.generator,
-            target_p99_ms=options.target_p99,
-            guard=options.guard,
-            progress=progress,
-        )
-    return _present(report, options.report)
-
-
-def _report(options: argparse.Namespace) -> int:
-    from edge.ledger import read_ledger
-    from edge.ledger_report import report_from_ledger
-
-    report = report_from_ledger(read_ledger(options.state))
-    return _present(report, options.report or options.state / "report")
-
-
-def _present(report: dict[str, Any], directory: Path | None) -> int:
-    if report["notice"]:
-        print(f"edge-infer: {report['notice']}", file=sys.stderr)
-    for stage, figures in report["stages"].items():
-        columns = (
-            f"{name} {figures[name]:.2f}" for name in ("mean", "p50", "p99", "max") if figures.get(name) is not None
-        )
-        print(f"{stage:<12} {'  '.join(columns)} ms  ({figures['count']} images)")
-    rate = f", {report['throughput']:.1f} a second" if report["throughput"] is not None else ""
-    counts = report["counts"]
-    print(f"{counts['done']} images in {report['wall_seconds']:.1f} s{rate}; {counts['refused']} refused")
-    if directory is not None:
-        from edge.report import write_report
-
-        print(write_report(report, directory))
-    return 0
 
 
 def _selftest(options: argparse.Namespace) -> int:

@@ -12,11 +12,13 @@ from edge.report.lowerings import lowering_comparison
 from edge.report.precisions import layer_precisions
 from edge.report.taints import find_taints
 from edge.report.time_series import energy_j, time_series
+from edge.report.timings import kept_timings
 from edge.results import STAGES
 from edge.statistics import PERCENTILES, nearest_rank, samples_needed, summary
 from edge.telemetry import UNAVAILABLE
 
-FORMAT = 1
+SCHEMA_VERSION = 2
+"""Of ``report.schema.json``: raised when an entry goes away or changes its meaning, not when one is added."""
 
 ELSEWHERE = ("comparison", "timed_on")
 """Of the manifest's ``lowering``, what the report's ``lowerings`` holds."""
@@ -82,7 +84,7 @@ def build_report(
     energy = energy_j(samples or (), wall_seconds)
     layers = layer_rows(backend_facts, bundle_manifest)
     report: dict[str, Any] = {
-        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "notice": notice_of(bundle_manifest, RESEARCH_USE),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -93,6 +95,7 @@ def build_report(
         "counts": {"done": len(done), "refused": refused},
         "stages": stages,
         "query": query,
+        "images": kept_timings(done),
         "percentile_curve": _curve([result["timings_ms"]["total"] for result in done]),
         "gpu_ms": summary(gpu) if gpu else UNAVAILABLE,
         "energy_per_image_j": energy["joules"] / len(done) if energy and done else UNAVAILABLE,
@@ -103,7 +106,7 @@ def build_report(
         "time_series": time_series(done, samples or ()),
         "taints": find_taints(machine_facts, samples or ()),
         "machine": dict(machine_facts),
-        "bundle": _bundle_identity(bundle_manifest, bundle_sha256),
+        "bundle": bundle_identity(bundle_manifest, bundle_sha256),
         "backend": {key: value for key, value in backend_facts.items() if key != "layers"},
         "notes": [
             *notes,
@@ -129,7 +132,8 @@ def _curve(totals: Sequence[float]) -> dict[str, list[Any]]:
     return {"percentile": [float(p) for p in shown], "ms": [nearest_rank(ordered, p) for p in shown]}
 
 
-def _bundle_identity(manifest: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+def bundle_identity(manifest: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+    """What a reader needs to know of a bundle, to tell it from another."""
     model = manifest["model"]
     return {
         "name": manifest["name"],

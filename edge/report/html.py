@@ -8,9 +8,8 @@ from typing import Any
 
 from edge.report import sections
 from edge.report.build import throttle_warning
-from edge.report.markup import as_table, badge, facts, plot, section, table
+from edge.report.markup import as_table, badge, document, facts, plot, section, table
 from edge.report.plots import histogram_plot
-from edge.report.style import STYLE
 from edge.report.svg import figure_text
 from edge.report.time_series import WHOLE
 from edge.telemetry import UNAVAILABLE
@@ -42,11 +41,7 @@ def report_html(report: Mapping[str, Any]) -> str:
         _identity(report),
         _reading(report),
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _head(report: Mapping[str, Any], title: str) -> str:

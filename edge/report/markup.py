@@ -1,4 +1,4 @@
-"""The parts that the page is put together from: sections, tables and lists of facts. Every text is escaped."""
+"""The parts that a page is put together from: sections, tables and lists of facts. Every text is escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edge.report.style import STYLE
 from edge.telemetry import UNAVAILABLE
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page of `parts`, which are markup."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+    )
 
 
 class Html(str):

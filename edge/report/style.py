@@ -51,6 +51,7 @@ svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
 svg text.tick, svg text.label { fill: var(--muted); font-size: 12px; }
 svg text.strong { font-weight: 650; paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 svg .grid { stroke: var(--line); } svg .axis { stroke: var(--axis); }
+svg .interval { stroke: var(--p50); stroke-width: 3; } svg .band { fill: var(--ok-soft); }
 svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg .alarm { stroke: var(--alarm); stroke-width: 1.5; } svg text.alarm-text { fill: var(--alarm); }
 svg .throttled { fill: var(--alarm); opacity: .16; }

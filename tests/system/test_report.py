@@ -35,7 +35,7 @@ def pictures(tmp_path):
 def check_report(directory, *, kind, notice):
     report = json.loads((directory / "report.json").read_text())
     page = (directory / "report.html").read_text()
-    assert report["format"] == 1
+    assert report["schema_version"] == 2
     assert report["kind"] == kind
     assert {"decode", "preprocess", "infer", "postprocess", "total"} <= set(report["stages"])
     assert all(figures["count"] > 0 and figures["mean"] >= 0 for figures in report["stages"].values())

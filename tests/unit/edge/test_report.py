@@ -42,7 +42,7 @@ def test_stage_figures_are_those_of_the_images():
         assert sum(figures["histogram"]["counts"]) == 1200
     assert report["throughput"] == 600
     assert report["counts"] == {"done": 1200, "refused": 0}
-    assert report["format"] == 1
+    assert report["schema_version"] == 2
 
 
 def test_refused_images_are_counted_but_not_timed():
