@@ -8,7 +8,7 @@ DEMO   := out/demo
 JETSON := $(wildcard /etc/nv_tegra_release)
 
 comma  := ,
-EXTRAS := build,serve,train,bench,test,$(if $(JETSON),jetson,openvino,rtx)
+EXTRAS := build,serve,train,bench,test,$(if $(JETSON),jetson,openvino,rtx,cluster)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak lint stand-ins plugin clean

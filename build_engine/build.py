@@ -34,6 +34,7 @@ from build_engine.lowering_choice import apply_lowering, check_lowering
 from build_engine.mixed_precision import Trial
 from build_engine.precision import to_float16
 from build_engine.thresholds import OWN, check_threshold_options, choose_thresholds
+from build_engine.triton_repository import check_export
 from build_engine.verify import Verified, say, verify
 from build_engine.weights import choose_weights
 from calibration.limits import Limits
@@ -85,6 +86,9 @@ class BuildOptions:
     output: Path | None
     regate: Path | None
     """A bundle whose gate is repeated; nothing is built then."""
+    triton_repository: Path | None
+    bundle: Path | None
+    """A bundle that is written into the repository; nothing is built then."""
 
 
 def build_bundle(options: BuildOptions) -> Path:
@@ -108,6 +112,8 @@ def build_bundle(options: BuildOptions) -> Path:
     name = f"{checkpoint.network}-{options.precision}-{backend}"
     output = options.output or Path("out") / name
     failed = failed_place(output)
+    if options.triton_repository is not None:
+        check_export(options.triton_repository, name, backend)
     if options.gate:
         check_replaceable(failed)
     say(f"{checkpoint.network}, {options.precision}, {preprocess.input_size} pixels, for {backend}")

@@ -2,6 +2,7 @@
 
 python build_engine/make.py --int8
 python build_engine/make.py --regate out/mobilenet_v2-int8-onnxruntime    the accuracy gate again, on this machine
+python build_engine/make.py --bundle out/mobilenet_v2-int8-onnxruntime --triton-repository models/    for Triton servers
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ try:
     from build_engine.images import CALIBRATION_IMAGES, MINIMUM
     from build_engine.mixed_precision import CHOICES
     from build_engine.thresholds import parse_rule
+    from build_engine.triton_repository import export_to_triton
+    from build_engine.verify import say
     from mdconv.networks import NETWORKS
 except ImportError as missing:
     sys.exit(
@@ -27,10 +30,13 @@ except ImportError as missing:
 
 from calibration.limits import NAMES, add_limit_options, limits_of
 from calibration.observers import METHODS
-from edge.bundle import BACKENDS
+from edge.bundle import BACKENDS, load_bundle
 from edge.errors import BundleError, EdgeError, describe_os_error
 from edge.gate import FAIL
-from edge.signature import PASSPHRASE_VARIABLE
+from edge.signature import PASSPHRASE_VARIABLE, configured_key
+
+_WITHOUT_BUILD = {"regate": ("gate_data", "backend", *NAMES), "bundle": ("triton_repository",)}
+"""Options in whose place nothing is built, and what each may come with."""
 
 
 def parse(arguments: Sequence[str] | None) -> BuildOptions:
@@ -162,11 +168,26 @@ def parse(arguments: Sequence[str] | None) -> BuildOptions:
         help="build nothing: repeat this bundle's gate here and write the verdict into its manifest; of the other "
         "options it takes those of the gate and the backend",
     )
+    parser.add_argument(
+        "--triton-repository",
+        type=Path,
+        metavar="DIR",
+        help="write the bundle as a model into this Triton model repository, too; what stands there is never replaced",
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="build nothing: write this bundle into the repository; the last line printed is the model's folder",
+    )
     options = parser.parse_args(arguments)
-    if options.regate is not None:
-        others = vars(options).keys() - {"regate", "gate_data", "backend", *NAMES}
-        if given := sorted(name for name in others if getattr(options, name) != parser.get_default(name)):
-            parser.error(f"--regate builds nothing, so it takes no option about {', '.join(given)}: leave that out")
+    if options.bundle is not None and options.triton_repository is None:
+        parser.error("--bundle is for --triton-repository: name that, too")
+    for name, own in _WITHOUT_BUILD.items():
+        others = vars(options).keys() - {name, *own}
+        given = sorted(other for other in others if getattr(options, other) != parser.get_default(other))
+        if getattr(options, name) is not None and given:
+            parser.error(f"--{name} builds nothing, so it takes no option about {', '.join(given)}: leave that out")
     options.precision = options.precision or "int8"
     rest = {name: value for name, value in vars(options).items() if name not in NAMES}
     return BuildOptions(**rest, limits=limits_of(options))
@@ -190,6 +211,13 @@ def _at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def _export(directory: Path, repository: Path) -> Path:
+    bundle = load_bundle(directory, configured_key(None))
+    if bundle.notice:
+        say(bundle.notice)
+    return export_to_triton(bundle, repository)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(arguments)
@@ -198,7 +226,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdict = regate_bundle(options.regate, options.gate_data, options.limits, options.backend)
             print(options.regate)
             return BundleError.exit_status if verdict == FAIL else 0
-        print(build_bundle(options))
+        if options.bundle is not None and options.triton_repository is not None:
+            print(_export(options.bundle, options.triton_repository))
+            return 0
+        built = build_bundle(options)
+        if options.triton_repository is not None:
+            say(f"for Triton: {_export(built, options.triton_repository)}")
+        print(built)
     except EdgeError as error:
         print(f"make.py: {error}", file=sys.stderr)
         return error.exit_status

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edge import __version__
+from edge.archive.options import add_archive_command
 from edge.backends import CHOICES, open_backend
 from edge.bundle import Bundle, load_bundle, sign_bundle
 from edge.daemon_commands import add_daemon_commands
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add_daemon_commands(command)
+    add_archive_command(command, [bundle, guard], _load)
 
     add_measure_commands(command, [bundle, guard])
 

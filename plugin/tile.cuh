@@ -84,12 +84,16 @@ __device__ __forceinline__ int32_t kernel_size_of(KernelParams const& p, int32_t
     return size;
 }
 
-// 16 bytes from `start` on, of which `readable` belong to the tensor; zeros behind them.
-__device__ __forceinline__ uint4 load_last(unsigned char const* start, int32_t readable) {
+// The 16 bytes at `offset` of a tensor of `bytes` bytes; zeros behind its end.
+__device__ __forceinline__ uint4 load_unit(void const* tensor, int64_t offset, int64_t bytes) {
+    auto const* const start = static_cast<unsigned char const*>(tensor) + offset;
+    if (offset + 16 <= bytes) {
+        return load_global<uint4>(start);
+    }
     uint4 unit{};
 #pragma unroll 1
     for (int i = 0; i < 16; ++i) {
-        uint32_t const byte = load_global_if<uint8_t>(i < readable, start + i);
+        uint32_t const byte = load_global_if<uint8_t>(offset + i < bytes, start + i);
         unit.x = __funnelshift_r(unit.x, unit.y, 8);
         unit.y = __funnelshift_r(unit.y, unit.z, 8);
         unit.z = __funnelshift_r(unit.z, unit.w, 8);
@@ -102,25 +106,18 @@ __device__ __forceinline__ uint4 load_last(unsigned char const* start, int32_t r
 // by `store`, so that everything that a block needs is under way at once. Eight bytes of zeros follow, for whoever
 // reads a little more.
 struct FlatRun {
-    unsigned char const* start;  // of the first unit
-    int32_t early;               // bytes of the first unit that come before the run
-    int32_t end;                 // of the run, from the start of its first unit
-    int32_t readable;            // from there on to the tensor's end, if that is near
-    int32_t whole;               // units that start before are whole ones
+    void const* tensor;
+    int64_t bytes;  // of the tensor
+    int64_t begin;
+    int32_t early;  // bytes of the first unit that come before the run
+    int32_t end;    // of the run, from the start of its first unit
     uint4 first;
 
-    __device__ __forceinline__ FlatRun(void const* tensor, int64_t bytes, int64_t from, int32_t count)
-        : start(static_cast<unsigned char const*>(tensor) + (from & ~int64_t{15})),
-          early(static_cast<int32_t>(from & 15)),
-          end(early + count),
-          readable(static_cast<int32_t>(min(bytes - (from & ~int64_t{15}), int64_t{1} << 30))),
-          whole(min(end, readable - 15)) {}
+    __device__ __forceinline__ FlatRun(void const* whole, int64_t whole_bytes, int64_t from, int32_t count)
+        : tensor(whole), bytes(whole_bytes), begin(from), early(static_cast<int32_t>(from & 15)), end(early + count) {}
 
     __device__ __forceinline__ uint4 unit(int32_t at) const {
-        if (at < whole) {
-            return load_global<uint4>(start + static_cast<uint32_t>(at));
-        }
-        return at < end ? load_last(start + at, readable - at) : uint4{};
+        return at < end ? load_unit(tensor, begin - early + at, bytes) : uint4{};
     }
 
     __device__ __forceinline__ void load() { first = unit(16 * static_cast<int32_t>(threadIdx.x)); }
@@ -149,7 +146,7 @@ __device__ __forceinline__ void write_flat(void* tensor, int64_t begin, int32_t 
     auto* const target = static_cast<unsigned char*>(tensor) + begin - late;
     for (int32_t at = 16 * static_cast<int32_t>(threadIdx.x); at < end; at += 16 * static_cast<int32_t>(blockDim.x)) {
         if (at >= late && at + 16 <= end) {
-            store_global_if<uint4>(true, target + static_cast<uint32_t>(at), load_shared<uint4>(at));
+            store_global_if<uint4>(true, target + at, load_shared<uint4>(at));
             continue;
         }
 #pragma unroll 1

@@ -115,7 +115,7 @@ struct LinearTile {
 #pragma unroll
         for (int i = 0; i < 16 / kGranule; ++i) {
             int32_t const position = at + kGranule * i - run.early;
-            bool const mine = static_cast<uint32_t>(position) < static_cast<uint32_t>(rows * row_bytes);
+            bool const mine = position >= 0 && position < rows * row_bytes;
             uint32_t column;
             uint32_t const known = static_cast<uint32_t>(mine ? position : 0);
             int32_t const row = static_cast<int32_t>(divide(known, p.by_row_bytes, column));

@@ -54,21 +54,22 @@ class Backend(Protocol):
     ) -> None: ...
 
 
-def open_backend(bundle: Bundle, choice: str = "auto") -> Backend:
+def open_backend(bundle: Bundle, choice: str = "auto", threads: int | None = None) -> Backend:
     """Open `bundle` with the backend `choice`; ``auto`` takes the first of `CHOICES` that works here.
 
-    OpenVINO is among them on x86 only. Raises `MachineError` if the chosen backend cannot run here.
+    On a CPU, `threads` (default: the cores that this process may use) compute one image together. OpenVINO is among
+    the choices of ``auto`` on x86 only. Raises `MachineError` if the chosen backend cannot run here.
     """
     if choice not in CHOICES:
         raise UsageError(f"backend {choice!r} is none of {', '.join(CHOICES)}")
     if choice != "auto":
-        backend = _OPENERS[choice](bundle)
+        backend = _OPENERS[choice](bundle, threads)
         backend.facts["chosen_because"] = f"--backend {choice}"
         return backend
     passed_over: list[str] = []
     for name in _automatic():
         try:
-            backend = _OPENERS[name](bundle)
+            backend = _OPENERS[name](bundle, threads)
         except MachineError as error:
             passed_over.append(f"{name} cannot run here ({error})")
             continue
@@ -91,27 +92,27 @@ def _automatic() -> Iterator[str]:
 # Imported where they are opened: each backend brings a library that the others' users may not have.
 
 
-def _open_tensorrt(bundle: Bundle) -> Backend:
+def _open_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
     from edge.backends.tensorrt import open_tensorrt
 
     return open_tensorrt(bundle)
 
 
-def _open_openvino(bundle: Bundle) -> Backend:
+def _open_openvino(bundle: Bundle, threads: int | None) -> Backend:
     try:
         from edge.backends.openvino import OpenVinoBackend
     except ImportError as error:
         raise MachineError(f"OpenVINO cannot be loaded ({error}): pip install 'mdconv-edge[openvino]'") from None
-    return OpenVinoBackend(bundle)
+    return OpenVinoBackend(bundle, threads)
 
 
-def _open_onnxruntime(bundle: Bundle) -> Backend:
+def _open_onnxruntime(bundle: Bundle, threads: int | None) -> Backend:
     from edge.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle)
+    return OnnxRuntimeBackend(bundle, threads)
 
 
-_OPENERS: dict[str, Callable[[Bundle], Backend]] = {
+_OPENERS: dict[str, Callable[[Bundle, int | None], Backend]] = {
     "tensorrt": _open_tensorrt,
     "openvino": _open_openvino,
     "onnxruntime": _open_onnxruntime,

@@ -50,7 +50,7 @@ class WatchedFolder:
         taken, candidates = set(), {}
         self.waiting = 0
         self._whole = True
-        for path, status in self._files():
+        for path, status in files_below(self.folder, self._not_listed):
             key = file_key(path, status)
             if key in self._taken or (key not in self._candidates and self._knows(key)):
                 taken.add(key)
@@ -81,25 +81,30 @@ class WatchedFolder:
         """Keys of the files that the last poll found; None if it could not look everywhere."""
         return self._taken | self._candidates.keys() if self._whole else None
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for parent, folders, names in os.walk(self.folder, onerror=self._not_listed):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(parent, name)
-                if name.startswith(".") or path.suffix.lower() in UNFINISHED_SUFFIXES:
-                    continue
-                try:
-                    status = path.stat()
-                except OSError:
-                    continue  # gone since it was listed, or a link to nothing
-                if stat.S_ISREG(status.st_mode):
-                    yield path, status
-
     def _not_listed(self, error: OSError) -> None:
         # A subfolder may vanish or be closed to us; without the watched folder itself there is nothing to do.
         if error.filename is not None and Path(error.filename) == self.folder:
             raise error
         self._whole = False
+
+
+def files_below(folder: Path, not_listed: Callable[[OSError], None]) -> Iterator[tuple[Path, os.stat_result]]:
+    """The regular files below `folder`, in the order of their names, with their status; hidden and unfinished ones not.
+
+    `not_listed` gets the error of each folder that cannot be listed.
+    """
+    for parent, folders, names in os.walk(folder, onerror=not_listed):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith(".") or path.suffix.lower() in UNFINISHED_SUFFIXES:
+                continue
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # gone since it was listed, or a link to nothing
+            if stat.S_ISREG(status.st_mode):
+                yield path, status
 
 
 def open_for_writing(path: Path) -> bool:

@@ -51,7 +51,7 @@ NOT_IN_THE_GRAPH = {
     *("checkpoint", "calibration_data", "calibration_images", "calibration_seed"),  # numbers
     *("backend", "workspace_mb", "timing_cache"),  # what is done with the graph
     *("gate", "gate_data", "limits", "regate"),
-    *("thresholds", "threshold_data", "sign_key", "output"),  # stand beside it
+    *("thresholds", "threshold_data", "sign_key", "output", "triton_repository", "bundle"),  # stand beside it
 }
 
 

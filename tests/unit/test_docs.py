@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -104,6 +105,38 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {line.split()[1] for _, line in commands() if line.startswith("make ")}
     assert {"demo", "test"} <= named <= targets
+
+
+def figure_commands() -> list[list[str]]:
+    """The words of every command in the running text of the pages of figures: the programs themselves, not options."""
+    text = TEXT["docs/figures.md"] + (ROOT / "plugin" / "README.md").read_text()
+    spans = re.findall(r"`([^`\n]*(?:\n[^`\n|]+)?)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    named = (span.split() for span in spans)
+    return [words for words in named if words[:1] and words[0] in ("python", "make", "edge-infer") and len(words) > 1]
+
+
+def test_every_command_of_the_figures_exists() -> None:
+    found = figure_commands()
+    assert len(found) >= 30
+    modules: dict[str, set[str]] = {}
+    for words in found:
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        if words[:3] == ["python", "-m", "pytest"]:
+            assert (ROOT / words[3]).exists(), words
+        elif words[:2] == ["python", "-m"]:
+            modules.setdefault(words[2], set()).update(options)
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), words
+            modules.setdefault(words[1].removesuffix(".py").replace("/", "."), set()).update(options)
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+        else:
+            assert all(option in help_of("-m", "edge", words[1]) for option in options), words
+    plain = {"benchmarks.kernel_traffic", "benchmarks.kernel_roofline"}  # they take no options, and no time to ask
+    assert all(not modules[module] and importlib.util.find_spec(module) for module in plain)
+    for module, shown in helps_of(sorted(modules.keys() - plain)).items():
+        assert "--help" in shown, module
+        assert [option for option in sorted(modules[module]) if option not in shown] == [], module
 
 
 def test_the_first_lines_of_the_readme_are_the_two_commands() -> None:

@@ -55,3 +55,16 @@ def test_package_imports_only_what_it_may(package: str) -> None:
 )
 def test_a_forbidden_import_is_found(package: str, source: str) -> None:
     assert violations(package, source)
+
+
+@pytest.mark.parametrize(
+    ("library", "modules"),
+    [("ray", ["edge/archive/cluster.py"]), ("pyarrow", ["edge/archive/cluster.py", "edge/archive/output.py"])],
+)
+def test_a_cluster_s_libraries_stay_where_they_are_needed(library: str, modules: list[str]) -> None:
+    users = [
+        file
+        for file in sorted((ROOT / "edge").rglob("*.py"))
+        if library in {module for _, module in imported(file.read_text())}
+    ]
+    assert [file.relative_to(ROOT).as_posix() for file in users] == modules
