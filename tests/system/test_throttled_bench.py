@@ -108,4 +108,5 @@ def test_with_power_sensors_the_energy_is_that_of_the_tree(tiny_bundle: Bundle, 
     images = report["counts"]["done"]
     assert report["energy"]["rails"] == ["VIN"]
     assert report["energy_per_image_j"] == pytest.approx(41.5 * report["wall_seconds"] / images)
-    assert f"{report['energy_per_image_j']:.3g}" in Page(write_report(report, tmp_path).read_text()).text
+    shown = round(report["energy_per_image_j"], 4)  # the page has four decimals at most
+    assert f"{shown:.3g}" in Page(write_report(report, tmp_path).read_text()).text

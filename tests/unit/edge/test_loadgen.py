@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from edge.bench import SAMPLES_PER_QUERY, WARM_UP, _Load, _warm_up, run_bench
+from edge.bench import SAMPLES_PER_QUERY, WARM_UP, run_bench
+from edge.bench_load import Load, warm_up
 from edge.bundle import Bundle
 from edge.errors import MachineError, UsageError
 from edge.statistics import nearest_rank
@@ -48,15 +49,15 @@ def test_a_run_is_reported_as_one_of_our_own(
 
 
 @pytest.fixture
-def load(tiny_bundle: Bundle, paced: Callable[..., Callable[[], Any]]) -> Iterator[_Load]:
-    load = _Load(tiny_bundle, paced(0.01), (), guard=True)
+def load(tiny_bundle: Bundle, paced: Callable[..., Callable[[], Any]]) -> Iterator[Load]:
+    load = Load(tiny_bundle, paced(0.01), (), guard=True)
     with load.pipeline:
-        _warm_up(load)
+        warm_up(load)
         yield load
 
 
 @pytest.mark.parametrize(("scenario", "rate"), [("single-stream", 1.0), ("server", 60.0)])
-def test_our_percentiles_are_those_of_its_own_log(load: _Load, scenario: str, rate: float) -> None:
+def test_our_percentiles_are_those_of_its_own_log(load: Load, scenario: str, rate: float) -> None:
     generator = loadgen.Generator(load, scenario, 2.0, rate, SAMPLES_PER_QUERY)
     generator.run(lambda: None)
     totals = sorted(result["timings_ms"]["total"] for result in generator.results)
