@@ -22,6 +22,10 @@ from typing import Any, Protocol
 
 import mlperf_loadgen as lg
 
+PAUSE = 0.001
+"""Seconds before each answer once the pipeline failed: LoadGen cannot be told to stop, and a process crashed inside it
+after it had been answered as fast as it could ask."""
+
 INTERRUPTED = 130
 """The exit status of a process that was interrupted, as `edge.cli` has it."""
 
@@ -108,6 +112,7 @@ class Generator:
         now = time.monotonic()
         ids = [sample.id for sample in samples]
         if self._failed:
+            time.sleep(PAUSE)
             _complete(ids)
         elif self._handed_over:
             self._issued.put((now, ids))
