@@ -96,8 +96,13 @@ class AssociationSender:
         """Nothing is kept open between calls."""
 
     def _associate(self, contexts: list[PresentationContext]) -> Association:
+        from pynetdicom import evt
+        from pynetdicom.pdu import A_ASSOCIATE_RJ
+
         host, port = self._where
         tls = (self._tls, host) if self._tls else None
+        # pynetdicom 3.0 takes a rejection for a failed connection where the PACS closes before it looks.
+        received: list[object] = []
         try:
             association = self._entity.associate(
                 host,
@@ -105,11 +110,12 @@ class AssociationSender:
                 contexts=contexts,
                 ae_title=self._called,
                 tls_args=tls,
+                evt_handlers=[(evt.EVT_PDU_RECV, lambda event: received.append(event.pdu))],
             )
         except OSError:  # the name has no address
             raise SinkError(f"the PACS {host} cannot be found: check `host`") from None
         if not association.is_established:
-            raise SinkError(self._why_not(association.is_rejected))
+            raise SinkError(self._why_not(any(isinstance(pdu, A_ASSOCIATE_RJ) for pdu in received)))
         return association
 
     def _why_not(self, rejected: bool) -> str:

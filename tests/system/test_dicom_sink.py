@@ -6,7 +6,8 @@ import json
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -159,8 +160,11 @@ def test_what_is_not_delivered(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @contextmanager
-def pacs_that_answers(status: int | None, contexts: tuple[str, ...] = ()) -> Iterator[int]:
-    """The port of a Storage SCP that answers each C-STORE with `status`; that aborts if it is None."""
+def pacs_that_answers(status: int | None, contexts: tuple[str, ...] = (), strict: bool = False) -> Iterator[int]:
+    """The port of a Storage SCP that answers each C-STORE with `status`; that aborts if it is None.
+
+    A `strict` one rejects who does not call it ``PACS``.
+    """
 
     def answer(event: evt.Event) -> int:
         if status is None:
@@ -169,9 +173,11 @@ def pacs_that_answers(status: int | None, contexts: tuple[str, ...] = ()) -> Ite
         return status
 
     entity = AE("PACS")
+    entity.require_called_aet = strict
     for context in contexts or (CAPTURE_CLASS, REPORT_CLASS):
         entity.add_supported_context(context)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    handlers = [(evt.EVT_C_STORE, answer)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     assert server is not None
     try:
         yield int(server.server_address[1])
@@ -205,6 +211,25 @@ def test_statuses(
             sink.deliver(delivery)
     assert type(caught.value) is error
     assert "1.2.826" not in str(caught.value)
+
+
+def test_a_rejection_is_told_however_fast_it_comes(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rejection is here, and the connection closed, before pynetdicom looks: it takes that for a failed one."""
+    associate = AE.associate
+
+    def associate_late(entity: AE, *arguments: Any, evt_handlers: Sequence[Any] = (), **options: Any) -> Any:
+        late = (evt.EVT_REQUESTED, lambda event: time.sleep(0.5))
+        return associate(entity, *arguments, evt_handlers=[*evt_handlers, late], **options)
+
+    monkeypatch.setattr(AE, "associate", associate_late)
+    delivery = delivery_of(tiny_bundle, write_radiograph(tmp_path / "a.dcm"))
+    with (
+        pacs_that_answers(0, strict=True) as port,
+        pytest.raises(SinkError, match=r"rejected the association: check `aet` \(OTHER\)"),
+    ):
+        PacsSink(PacsConfig(host="127.0.0.1", port=port, aet="OTHER")).deliver(delivery)
 
 
 def test_a_class_that_is_not_taken_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
