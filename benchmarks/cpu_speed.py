@@ -108,6 +108,12 @@ def milliseconds(infer: Infer, image: NDArray[np.uint8]) -> float:
     return statistics.median(found)
 
 
+def timed(infer: Infer, image: NDArray[np.uint8]) -> Callable[[], float]:
+    """What measures `infer` for one round, after a first call."""
+    infer(image)
+    return lambda: milliseconds(infer, image)
+
+
 def compare(ways: dict[str, Callable[[], float]], rounds: int) -> None:
     """Let all take turns, after one that is not counted; prints medians and the ratios to the first."""
     turns = [{name: measure() for name, measure in ways.items()} for _ in range(rounds + 1)][1:]
@@ -133,17 +139,14 @@ def main() -> int:
     bundle, size = bundles[0], bundles[0].input_size
     image = np.random.default_rng(0).integers(0, 256, (1, 1, size, size), np.uint8)
 
-    def timed(infer: Infer) -> Callable[[], float]:
-        infer(image)
-        return lambda: milliseconds(infer, image)
-
     if options.backend is not None:
         compare(
-            {one.directory.name: timed(open_backend(one, options.backend).infer) for one in bundles}, options.rounds
+            {one.directory.name: timed(open_backend(one, options.backend).infer, image) for one in bundles},
+            options.rounds,
         )
         return 0
     calls = {PLAIN: plain_loop(bundle, options.threads), **backends(bundle), **pytorch(options.threads)}
-    ways = {name: timed(infer) for name, infer in calls.items()}
+    ways = {name: timed(infer, image) for name, infer in calls.items()}
     model, app = model_to_run(bundle), f"benchmark_app (OpenVINO), {bundle.precision}"
     ways[app] = lambda: benchmark_app(model, size, options.threads)
     compare(ways, options.rounds)

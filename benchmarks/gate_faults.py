@@ -84,10 +84,16 @@ def multiply_scale(model: onnx.ModelProto, tensor: str, factor: float) -> onnx.M
 
 
 def widen_scale(directory: Path, tensor: str, factor: float = 8) -> None:
-    """Multiply the scale of `tensor` in the models of the bundle in `directory`; the manifest gets their new hashes."""
+    """Multiply the scale of `tensor` in the models of the bundle in `directory`; the manifest gets their new hashes.
+
+    ONNX Runtime's own form of the model goes: its biases are in steps of the scales as they were.
+    """
     manifest = load_bundle(directory).manifest
-    for name in {"model.int8.onnx", manifest["lowering"].get("builder_model", "model.int8.onnx")}:
+    lowering = manifest["lowering"]
+    for name in {"model.int8.onnx", lowering.get("builder_model", "model.int8.onnx")}:
         onnx.save(multiply_scale(onnx.load(directory / name), tensor, factor), directory / name)
+    if form := lowering.pop("onnxruntime_model", None):
+        (directory / form).unlink()
     write_manifest(directory, {key: value for key, value in manifest.items() if key != "files"})
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import onnx
 
 from build_engine.export import save_model
+from build_engine.integer_form import integer_form
 from build_engine.lowering import kept_padded, lower
 from build_engine.verify import say
 from edge.bundle import ENGINE, PLUGIN_LIBRARY, model_file
@@ -39,6 +40,9 @@ class Engines:
         return "tensorrt-rtx" if self.backend == "tensorrt-rtx" else "tensorrt"
 
 
+ONNXRUNTIME_MODEL = "model.int8.onnxruntime.onnx"
+
+
 class Lowered(NamedTuple):
     """A lowering whose files are written."""
 
@@ -64,14 +68,16 @@ def write_lowering(directory: Path, kind: str, engines: Engines) -> Lowered:
     if kind == "plugin":
         entry["fallback_model"] = _write(directory, model, FALLBACK, engines.precision)
         entry.update(_kept_padded(model))
+    entry.update(_for_onnxruntime(directory, entry.get("fallback_model", entry["builder_model"]), engines.precision))
     if library is not None:
         shutil.copyfile(library.path, directory / PLUGIN_LIBRARY)
         entry["plugin"] = {"sha256": library.sha256, "origin": library.origin}
     elif kind == "plugin":
         entry["note"] = (
-            f"ONNX Runtime has no plugins: it runs MD-Conv as standard operators in {model_file(engines.precision)}, "
-            f"and so it was verified; a device with TensorRT builds its engine from {entry['builder_model']} with its "
-            f"own plugin library, or from {entry['fallback_model']} where it has none"
+            "ONNX Runtime has no plugins: it runs MD-Conv as standard operators in "
+            f"{entry.get('onnxruntime_model', model_file(engines.precision))}, and so it was verified; a device with "
+            f"TensorRT builds its engine from {entry['builder_model']} with its own plugin library, or from "
+            f"{entry['fallback_model']} where it has none"
         )
     if engines.target is None:
         return Lowered(entry, None)
@@ -94,6 +100,15 @@ def _write(directory: Path, model: onnx.ModelProto, kind: str, precision: str) -
     name = lowered_file(precision, kind)
     save_model(lower(model, kind), directory / name)
     return name
+
+
+def _for_onnxruntime(directory: Path, name: str, precision: str) -> dict[str, Any]:
+    """Write what ONNX Runtime runs of an int8 model `name`; returns the manifest's word on it."""
+    form = integer_form(onnx.load(directory / name)) if precision == "int8" else None
+    if form is None:
+        return {}
+    save_model(form, directory / ONNXRUNTIME_MODEL)
+    return {"onnxruntime_model": ONNXRUNTIME_MODEL}
 
 
 def _kept_padded(model: onnx.ModelProto) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def _labels(bundle: Bundle) -> Sequence[str]:
 def _model(bundle: Bundle) -> _Model:
     backend = bundle.manifest["backend"]
     if backend == "onnxruntime":
-        # At its usual level ONNX Runtime rounds the biases of a Q/DQ graph (see `edge.backends.onnxruntime.REWRITES`),
-        # and Triton cannot switch that one rewrite off; without any the results are the bundle's, at the same speed.
+        # At its usual level ONNX Runtime sums some products of a Q/DQ graph as int8, on x86 without VNNI in 16 bits
+        # (see `edge.backends.onnxruntime.open_session`), and Triton cannot ask it not to.
         exact = f"graph {{ level: {_DISABLE_ALL} }}" if bundle.precision == "int8" else ""
         return _Model("onnxruntime_onnx", "KIND_CPU", {"model.onnx": model_to_run(bundle)}, exact)
     if backend != "tensorrt":

@@ -1,7 +1,8 @@
 """Symmetric int8 by explicit QuantizeLinear/DequantizeLinear pairs, where `calibration.placement` puts them.
 
-Zero points are 0 and biases stay float32. The graph is quantized in its portable form, where an `MDConv` is one node;
-lowering comes after. Channels can be equalized before it, and biases corrected behind it: both change constants alone.
+Zero points are 0. Biases stay float32, but of whole steps of the integer sum (`calibration.whole_biases`). The graph
+is quantized in its portable form, where an `MDConv` is one node; lowering comes after. Channels can be equalized before
+it, and biases corrected behind it: both change constants alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from calibration.equalization import equalize
 from calibration.insertion import insert, scale_of
 from calibration.observers import METHODS, Histogram
 from calibration.placement import Placement, activations, place
+from calibration.whole_biases import make_biases_whole
 from edge.backends.onnxruntime import open_session
 from edge.errors import UsageError
 
@@ -68,7 +70,9 @@ class Calibrated:
             "tensors": {name: facts for name, facts in self.record["tensors"].items() if name in rounded},
             "bias_correction": corrected,
         }
-        return insert(model, placement, self.scales), record
+        quantized = insert(model, placement, self.scales)
+        make_biases_whole(quantized)
+        return quantized, record
 
 
 def quantize(

@@ -1,7 +1,7 @@
 """Runs a bundle's ONNX model in OpenVINO on an x86 processor, whose int8 instructions it uses.
 
-ONNX Runtime leaves most convolutions of a symmetric Q/DQ graph in float32 and adds the conversions; OpenVINO runs them
-in int8 as TensorRT does (docs/figures.md compares them).
+OpenVINO runs the convolutions of a symmetric Q/DQ graph in int8 as TensorRT does; ONNX Runtime needs another form of it
+and is slower then, too (docs/figures.md compares them).
 
 Raises `ImportError` where OpenVINO is not installed. Import it from here only: to import it elsewhere reports the use
 of this machine to an analytics service.

@@ -15,10 +15,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from build_engine.lowering import lower
 from edge import results
-from edge.backends.onnxruntime import OnnxRuntimeBackend
+from edge.backends.onnxruntime import OnnxRuntimeBackend, model_to_run, open_session, own_model
 from edge.bundle import load_bundle
 from edge.preprocess import Preprocess, decode, load_image
 from mdconv.checkpoint import load_checkpoint
@@ -85,7 +86,10 @@ def test_cam_mean_and_bias_are_the_logits(fp32_bundle: Path) -> None:
 
 
 def test_int8_results_are_the_graphs_own_on_every_cpu(int8_bundle: Path) -> None:
-    """Without optimizations ONNX Runtime computes Q/DQ in float32: nothing saturates there, and no bias is rounded."""
+    """Without optimizations ONNX Runtime computes Q/DQ in float32: nothing saturates there, and no bias is rounded.
+
+    Its float32 sums tip some ties, and what reads such a code some more: by the last layer it is every tenth code.
+    """
     bundle = load_bundle(int8_bundle)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -94,17 +98,40 @@ def test_int8_results_are_the_graphs_own_on_every_cpu(int8_bundle: Path) -> None
     expected = np.concatenate([plain.run(["logits"], {"image": image[None]})[0] for image in images])
     with OnnxRuntimeBackend(bundle) as backend:
         found = backend.infer(images).logits
-    assert np.abs(results.probabilities(found) - results.probabilities(expected)).mean() <= 1e-4
+    difference = np.abs(results.probabilities(found) - results.probabilities(expected))
+    assert difference.mean() <= 1e-3 and difference.max() <= 0.02
+
+
+def test_int8_codes_in_integers_are_the_graphs_own_but_for_ties(int8_bundle: Path) -> None:
+    """Of the first layers, where few ties have tipped: an expansion, a depthwise convolution, a sum in float32."""
+    bundle = load_bundle(int8_bundle)
+    zeros = {"stem.relu6": 0, "layer0.0.depthwise.relu6": 0, "layer0.0.project": 128, "layer1.1.add": 128}
+    tensors = [f"{tensor}.quantized" for tensor in zeros]
+    image = render(2_000_000, 448).image[None, None]
+
+    def codes(path: Path, kind: int) -> list[NDArray[np.int64]]:
+        model = onnx.load(path)
+        model.graph.output.extend(onnx.helper.make_tensor_value_info(tensor, kind, None) for tensor in tensors)
+        found = open_session(model.SerializeToString(), 1).run(tensors, {"image": image})
+        return [values.astype(np.int64) for values in found]
+
+    expected = codes(model_to_run(bundle), onnx.TensorProto.INT8)
+    found = codes(own_model(bundle), onnx.TensorProto.UINT8)
+    for theirs, ours, (tensor, zero) in zip(expected, found, zeros.items()):
+        assert theirs.std() > 5
+        assert (ours - zero != theirs).mean() < 1e-3, tensor
 
 
 def test_int8_plugin_graph_says_what_the_qdq_graph_says(int8_bundle: Path) -> None:
-    """The plugin's own arithmetic in NumPy against ONNX Runtime, on 200 phantoms and on a real radiograph."""
+    """The plugin's own arithmetic in NumPy against the graph in ONNX Runtime, on 200 phantoms and a real radiograph."""
     bundle = load_bundle(int8_bundle)
     plugin = PluginInterpreter(lower(onnx.load(bundle.model_path), "plugin"))
     images = [render(2_000_000 + i, 448).image for i in range(200)]
     images.append(load_image(REAL / "RG1_UNCR.dcm", Preprocess(448)))
-    with OnnxRuntimeBackend(bundle) as backend:
-        expected = results.probabilities(backend.infer(np.stack(images)[:, None]).logits)
+    session = open_session(model_to_run(bundle), 0)
+    expected = results.probabilities(
+        np.concatenate([session.run(["logits"], {"image": i[None, None]})[0] for i in images])
+    )
     found = results.probabilities(np.concatenate([plugin.run(image[None, None])["logits"] for image in images]))
     np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
     assert np.abs(found - expected).mean() <= 1e-4

@@ -69,6 +69,8 @@ def check_manifest(directory: Path) -> dict[str, object]:
 def test_int8_by_default_passes_its_gate_and_names_every_file(int8_bundle: Path) -> None:
     manifest = check_manifest(int8_bundle)
     assert manifest["precision"] == "int8"
+    assert manifest["lowering"]["onnxruntime_model"] in manifest["files"]  # type: ignore[index,operator]
+    assert json.loads((int8_bundle / "report.json").read_text())["backend"]["model"] == "model.int8.onnxruntime.onnx"
     assert "synthetic phantoms" in manifest["model"]["notice"]  # type: ignore[index]
     gate = manifest["gate"]
     assert isinstance(gate, dict)

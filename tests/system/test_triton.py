@@ -43,12 +43,10 @@ def test_triton_would_give_what_an_int8_bundle_gives(int8_bundle: Path, tmp_path
     with np.load(int8_bundle / "golden.npz") as golden, OnnxRuntimeBackend(bundle) as backend:
         images, float32 = golden["images"], probabilities(golden["logits"])
         ours = probabilities(backend.infer(images).logits)
-    theirs, usual = (
-        run_as_triton(model / "1" / "model.onnx", level, images) for level in (config.optimization.graph.level, 0)
-    )
+    theirs = run_as_triton(model / "1" / "model.onnx", config.optimization.graph.level, images)
     assert np.abs(theirs - float32).max() <= bundle.manifest["golden"]["max_probability_difference"]
     assert np.abs(theirs - ours).max() < 0.01
-    assert np.abs(theirs - ours).mean() < np.abs(usual - ours).mean() / 3, "why the level is set at all"
+    assert np.abs(theirs - ours).mean() < 1e-3
 
 
 def test_a_build_goes_into_the_repository_too(tmp_path: Path) -> None:

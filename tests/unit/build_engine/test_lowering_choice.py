@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from build_engine.export import export_onnx
 from build_engine.lowered_files import Engines, Lowered
+from build_engine.lowering import KINDS
 from build_engine.lowering_choice import apply_lowering, check_lowering, choose_fastest
 from calibration.judge import portable_runner
 from edge.bundle import GOLDEN, PORTABLE_MODEL
@@ -21,6 +23,7 @@ from edge.interleaved import Timing
 from edge.labels import CHESTXRAY14
 from edge.preprocess import Preprocess
 from tests.unit.build_engine.random_networks import random_checkpoint, random_images
+from tests.unit.build_engine.test_int8_lowerings import quantized
 
 HERE = Engines("onnxruntime", "fp32", 1, None, None)
 
@@ -135,6 +138,19 @@ def test_a_plugin_bundle_for_a_device_needs_no_library(tmp_path: Path, scratch: 
     types = [node.op_type for node in onnx.load(directory / entry["builder_model"]).graph.node]
     assert types.count("MDConv") == 3
     assert "MDConv" not in [node.op_type for node in onnx.load(directory / entry["fallback_model"]).graph.node]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_int8_onnx_runtime_gets_a_form_of_its_own(tmp_path: Path, scratch: Path, kind: str) -> None:
+    model = quantized((3, 5), (4, 4), 1, "relu6", exact=True)
+    onnx.save(model, tmp_path / "model.int8.onnx")
+    engines = dataclasses.replace(HERE, precision="int8")
+    entry = apply_lowering(kind, tmp_path, engines, describe, scratch).entry
+    assert entry["onnxruntime_model"] == "model.int8.onnxruntime.onnx"
+    types = [node.op_type for node in onnx.load(tmp_path / entry["onnxruntime_model"]).graph.node]
+    assert types.count("QLinearConv") == (2 if kind == "split" else 1) and "MDConv" not in types
+    if kind == "plugin":
+        assert "in model.int8.onnxruntime.onnx, and so it was verified" in entry["note"]
 
 
 def test_nodes_that_the_plugin_cannot_have_are_named(

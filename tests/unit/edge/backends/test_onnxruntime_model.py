@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from build_engine.bundle_writer import write_manifest
-from edge.backends.onnxruntime import OnnxRuntimeBackend, model_to_run
+from edge.backends.onnxruntime import OnnxRuntimeBackend, model_to_run, own_model
 from edge.bundle import Bundle, load_bundle
 from edge.errors import BundleError
 from tests.conftest import tiny_network
@@ -54,3 +54,15 @@ def test_a_model_that_files_does_not_list_is_refused(lowered: Callable[[str], Bu
     shutil.copyfile(bundle.directory / LOWERED, bundle.directory / "other.onnx")
     with pytest.raises(BundleError, match=r"names other\.onnx, which files does not list"):
         model_to_run(bundle)
+
+
+@pytest.mark.parametrize("kind", ["padded", "plugin"])
+def test_its_own_form_comes_first(lowered: Callable[[str], Bundle], kind: str) -> None:
+    bundle = lowered(kind)
+    bundle.manifest["lowering"]["onnxruntime_model"] = LOWERED
+    with OnnxRuntimeBackend(bundle) as backend:
+        assert backend.facts["model"] == LOWERED
+    assert own_model(bundle).name == LOWERED
+    bundle.manifest["lowering"]["onnxruntime_model"] = "gone.onnx"
+    with pytest.raises(BundleError, match=r"names gone\.onnx, which files does not list"):
+        own_model(bundle)
