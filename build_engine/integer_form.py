@@ -250,13 +250,13 @@ class _Rewriter:
         """Channels last, as ONNX Runtime lays out the convolutions around it: so its transpositions cancel."""
         name, (source, scale, zero) = layer.node.name, self._read(layer)
         weight, scales, _ = layer.weight.input
-        turned = add_constant(self.graph, f"{name}.weight.turned", self.constants[weight][:, :, 0, 0].T)
-        first, last = f"{name}.channels_last", f"{name}.product"
-        inputs = [first, turned, scale, scales, zero, "", layer.node.input[2]]
+        columns = add_constant(self.graph, f"{name}.columns", self.constants[weight][:, :, 0, 0].T)
+        first, last, target = f"{name}.channels_last", f"{name}.product", f"{name}.channels_first"
+        inputs = [first, columns, scale, scales, zero, "", layer.node.input[2]]
         return [
             helper.make_node("Transpose", [source], [first], name=first, perm=[0, 2, 3, 1]),
             helper.make_node("MatMulIntegerToFloat", inputs, [last], name=name, domain=CONTRIB),
-            helper.make_node("Transpose", [last], [layer.node.output[0]], name=last, perm=[0, 3, 1, 2]),
+            helper.make_node("Transpose", [last], [layer.node.output[0]], name=target, perm=[0, 3, 1, 2]),
         ]
 
 

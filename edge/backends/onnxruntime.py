@@ -27,12 +27,13 @@ def model_to_run(bundle: Bundle) -> Path:
 
 
 def own_model(bundle: Bundle) -> Path:
-    """What this backend runs: `model_to_run`, or its form in ONNX Runtime's integer operators where there is one.
+    """What this backend runs: an int8 bundle's form in ONNX Runtime's integer operators, or else `model_to_run`.
 
-    int8 bundles have it; older ones do not. Raises as `model_to_run`.
+    Older bundles have no such form, and an ONNX Runtime before `RECENT` is not given it. Raises as `model_to_run`, and
+    `MachineError` where ONNX Runtime is not installed.
     """
     name = bundle.manifest["lowering"].get("onnxruntime_model")
-    return model_to_run(bundle) if name is None else _listed(bundle, name)
+    return model_to_run(bundle) if name is None or not is_recent() else _listed(bundle, name)
 
 
 def _listed(bundle: Bundle, name: str) -> Path:
@@ -43,6 +44,14 @@ def _listed(bundle: Bundle, name: str) -> Path:
         )
     return path
 
+
+RECENT = (1, 26)
+"""The first version whose int8 products are right on processors with AMX (microsoft/onnxruntime#27671), and whose
+threads can be told how long to spin."""
+
+SPIN_US = 50
+"""How long a thread waits for the next operator before it sleeps: an int8 network has a hundred short ones. It is not
+long enough to take the cores from the threads that decode the next images."""
 
 REWRITES = ("WeightBiasQuantization",)
 """Optimizations of ONNX Runtime that change what a Q/DQ graph computes: this one rounds the bias of a convolution that
@@ -55,16 +64,15 @@ def open_session(model: Path | bytes, threads: int, *, wide_sums: bool = False) 
     `wide_sums`: that the processor sums products of int8 in 32 bits (`has_vnni`), so that nothing need be done for it.
     Raises `MachineError` where ONNX Runtime is not installed, `BundleError` for a model that it cannot load.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MachineError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from None
+    onnxruntime = _library()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Spinning threads would take the cores from the threads that decode the next images.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if is_recent():
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    else:  # for milliseconds, if at all
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not wide_sums:
         # On x86 without VNNI, sums of int8 products would else saturate at 16 bits (microsoft/onnxruntime#12088). It
         # makes them slower with VNNI, too.
@@ -79,6 +87,20 @@ def open_session(model: Path | bytes, threads: int, *, wide_sums: bool = False) 
             f"ONNX Runtime {onnxruntime.__version__} cannot load {what}: {_first_line(error)}: "
             "build the bundle anew, or install the ONNX Runtime that it was built with"
         ) from None
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from None
+    return onnxruntime
+
+
+def is_recent() -> bool:
+    """Whether ONNX Runtime is of version `RECENT` or later. Raises `MachineError` where it is not installed."""
+    major, minor = _library().__version__.split(".")[:2]
+    return (int(major), int(minor)) >= RECENT
 
 
 def has_vnni() -> bool:
@@ -103,14 +125,12 @@ class OnnxRuntimeBackend:
         threads = threads or len(os.sched_getaffinity(0))
         model = own_model(bundle)
         self._session = open_session(model, threads, wide_sums=has_vnni())
-        import onnxruntime
-
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs() if output.name in ("logits", "cam")]
         if "logits" not in self._outputs:
             raise BundleError(f"{model} has no output named logits: build the bundle anew")
         self.facts: dict[str, Any] = {
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": _library().__version__,
             "provider": "CPUExecutionProvider",
             "threads": threads,
             "model": model.name,
