@@ -10,6 +10,7 @@ convolutions, and with MD-Conv in all layers in the lowerings ``padded`` and ``s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +34,8 @@ def build(output: Path, precision: str, md_stages: str, lowering: str, size: int
     """Build one; what it is worth does not matter, so it is calibrated on few images and judged by none."""
     options = ["--network", "mobilenet_v2", "--md-stages", md_stages, "--lowering", lowering, "--input-size", str(size)]
     options += ["--backend", "onnxruntime", "--calibration-images", "16", "--no-bias-correction", "--no-gate"]
-    status = make([f"--{precision}", *options, "--output", str(output)])
+    with contextlib.redirect_stdout(sys.stderr):
+        status = make([f"--{precision}", *options, "--output", str(output)])
     if status:
         sys.exit(status)
 
