@@ -275,7 +275,7 @@ def test_without_gdcm_the_message_says_what_to_install(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.stdout.rstrip().endswith(
-        "JPEG lossless, which needs a decoder that is not installed: pip install python-gdcm"
+        "JPEG lossless, which needs a decoder that is not installed: pip install 'mdconv-edge[gdcm]'"
     )
     assert done.stderr == ""
 
