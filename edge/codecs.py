@@ -5,6 +5,10 @@ Kept apart from the rest of the DICOM code, so that the process that holds GDCM 
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from pydicom.encaps import encapsulate
@@ -36,7 +40,20 @@ class EncodedFrame(NamedTuple):
 def missing_packages(transfer_syntax: str) -> str:
     """What pip must install before a frame of `transfer_syntax` can be decoded; empty if it can."""
     plugin, packages = PLUGINS[transfer_syntax]
-    return "" if plugin in get_decoder(transfer_syntax).available_plugins else packages
+    there = _gdcm_loads() if plugin == "gdcm" else plugin in get_decoder(transfer_syntax).available_plugins
+    return "" if there else packages
+
+
+@functools.cache
+def _gdcm_loads() -> bool:
+    """Whether GDCM can be loaded; tried in a process of its own, as it is used in one."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import gdcm"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=Path(__file__).resolve().parents[1],  # where -c looks first, and so does the process that decodes
+    )
+    return done.returncode != 1  # an ImportError; a signal to the daemon's whole group is no answer
 
 
 def decode_frame(frame: EncodedFrame) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import re
 import subprocess
@@ -29,20 +30,31 @@ needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed: pip install '.[openvino]'"
 )
 
-COMMAND = """
-import sys
-sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(), None))  # an import raises ImportError
-from edge.cli import main
-sys.exit(main())
+START = """
+import os, sys
+sys.modules.update(dict.fromkeys(os.environ["BLOCKED"].split(), None))  # an import raises ImportError
 """
+"""``sitecustomize.py``: Python runs it at the start of every process."""
 
 
-def edge_infer(blocked: Iterable[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command where the modules `blocked` cannot be imported."""
-    command = [sys.executable, "-c", COMMAND, " ".join(blocked), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+class EdgeInfer:
+    """The command, in processes that cannot import some modules, nor can those that they start."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "sitecustomize.py").write_text(START)
+        self._path = os.pathsep.join(map(str, (folder, ROOT)))
+
+    def __call__(self, blocked: Iterable[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": self._path, "BLOCKED": " ".join(blocked)}
+        command = [sys.executable, "-m", "edge", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+
+@pytest.fixture
+def edge_infer(tmp_path_factory: pytest.TempPathFactory) -> EdgeInfer:
+    return EdgeInfer(tmp_path_factory.mktemp("start"))
 
 
 def base_distributions() -> set[str]:
@@ -79,14 +91,16 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_base_alone_runs_what_needs_no_backend(all_but_the_base: list[str], tiny_bundle_directory: Path) -> None:
+def test_the_base_alone_runs_what_needs_no_backend(
+    edge_infer: EdgeInfer, all_but_the_base: list[str], tiny_bundle_directory: Path
+) -> None:
     for arguments in (["--help"], ["passport", "--bundle", tiny_bundle_directory]):
         done = edge_infer(all_but_the_base, *arguments)
         assert done.returncode == 0, done.stderr
 
 
 def test_the_base_alone_says_which_backends_can_be_installed(
-    all_but_the_base: list[str], tiny_bundle_directory: Path, picture: Path, tmp_path: Path
+    edge_infer: EdgeInfer, all_but_the_base: list[str], tiny_bundle_directory: Path, picture: Path, tmp_path: Path
 ) -> None:
     bundle = ["--bundle", tiny_bundle_directory]
     for arguments in (
@@ -102,7 +116,7 @@ def test_the_base_alone_says_which_backends_can_be_installed(
         assert ("pip install 'mdconv-edge[openvino]'" in told) == ON_X86
 
 
-def test_doctor_tells_what_the_base_alone_lacks(all_but_the_base: list[str]) -> None:
+def test_doctor_tells_what_the_base_alone_lacks(edge_infer: EdgeInfer, all_but_the_base: list[str]) -> None:
     done = edge_infer(all_but_the_base, "doctor")
     assert done.returncode == 3
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -114,7 +128,9 @@ def test_doctor_tells_what_the_base_alone_lacks(all_but_the_base: list[str]) -> 
     assert done.stdout.count("MISSING") == 1
 
 
-def test_a_backend_asked_for_that_is_not_installed_is_named(tiny_bundle_directory: Path, picture: Path) -> None:
+def test_a_backend_asked_for_that_is_not_installed_is_named(
+    edge_infer: EdgeInfer, tiny_bundle_directory: Path, picture: Path
+) -> None:
     """Never another one in its place."""
     bundle = ["--bundle", tiny_bundle_directory, "--backend", "onnxruntime"]
     done = edge_infer(["onnxruntime"], "classify", picture, *bundle)
@@ -124,7 +140,7 @@ def test_a_backend_asked_for_that_is_not_installed_is_named(tiny_bundle_director
 
 @needs_openvino
 def test_without_onnx_runtime_and_gdcm_openvino_runs_all_but_jpeg_lossless(
-    tiny_bundle_directory: Path, picture: Path, tmp_path: Path
+    edge_infer: EdgeInfer, tiny_bundle_directory: Path, picture: Path, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(6).integers(0, 1 << 12, (64, 64)).astype(np.uint16)
     lossless, plain = tmp_path / "lossless.dcm", tmp_path / "plain.dcm"
@@ -141,7 +157,7 @@ def test_without_onnx_runtime_and_gdcm_openvino_runs_all_but_jpeg_lossless(
 
 @needs_openvino
 def test_shadow_mode_without_onnx_runtime_does_not_start_and_doctor_knows(
-    tiny_bundle_directory: Path, tmp_path: Path
+    edge_infer: EdgeInfer, tiny_bundle_directory: Path, tmp_path: Path
 ) -> None:
     settings = tmp_path / "settings.toml"
     (tmp_path / "inbox").mkdir()
