@@ -34,6 +34,7 @@ def test_a_run_goes_from_received_to_running_to_done(tmp_path: Path) -> None:
         ledger.finish(result(id))
         assert ledger.counts() == {"done": 1}
     assert read_ledger(tmp_path).results == [result(id)]
+    assert read_ledger(tmp_path, ("status", "id")).results == [{"status": "done", "id": id}]
 
 
 def test_content_is_done_once_whatever_its_file_is_called(tmp_path: Path) -> None:
