@@ -1,4 +1,4 @@
-"""Runs a bundle's ONNX model in ONNX Runtime on the CPU: any processor has it."""
+"""Runs a bundle's ONNX model in ONNX Runtime on the CPU, of any make."""
 
 from __future__ import annotations
 
