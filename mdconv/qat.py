@@ -3,9 +3,10 @@
 The scales are the bundle's, as calibration chose them. What a bundle rounds is rounded here: the values that its
 ``calibration.json`` lists, most of them inputs of convolutions, and the weights of these convolutions, per output
 channel, after batch norm was folded into them. Where the bundle equalized channels (`calibration.equalization`), so
-does this; its corrections of biases are left out, since training finds its own. The classifier stays float32. Batch
-norm's statistics are frozen. The gradient passes a rounding unchanged where the value was within range, and not at all
-where it was clipped (Jacob et al., CVPR 2018, section 3).
+does this; its corrections of biases are left out, since training finds its own, and so is their rounding to whole steps
+of the integer sum, half a step at most. The classifier stays float32. Batch norm's statistics are frozen. The gradient
+passes a rounding unchanged where the value was within range, and not at all where it was clipped (Jacob et al., CVPR
+2018, section 3).
 """
 
 from __future__ import annotations

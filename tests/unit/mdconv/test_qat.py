@@ -91,9 +91,12 @@ def random_network(name: str, images: NDArray[np.uint8]) -> Any:
         ("shufflenet", True),
     ],
 )
-def test_it_computes_what_the_int8_model_computes(name: str, equalization: bool) -> None:
+def test_it_computes_what_the_int8_model_computes(
+    name: str, equalization: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the last digits, on most images; on the others one value of many thousands fell on the other side of a
-    rounding, since no two programs add up alike."""
+    rounding, since no two programs add up alike. Biases are not rounded to whole steps here, as they are not there."""
+    monkeypatch.setattr("calibration.quantize.make_biases_whole", lambda model: None)
     images = patches(6, 32)
     network = random_network(name, images)
     model = to_onnx(Checkpoint(network, name, {}, LABELS, 32, {}, ""))
