@@ -2,9 +2,9 @@
 
     python -m benchmarks.decode_speed [--rounds 7]
 
-Milliseconds of one core, by the process's CPU time, so that other load weighs little; all in one run and in turns. A way
-whose pixels may differ is compared in what the network would see: the largest difference of a gray level, and the share
-of pixels that differ. Libraries that are not installed are left out, and named:
+Milliseconds of one core, by the process's CPU time, so that other load weighs little; all in one run and in turns. What
+gives a gray image is compared with the product in what the network would see: the largest difference of a gray level,
+and the share of pixels that differ. Libraries that are not installed are left out, and named:
 `pip install pillow imagecodecs pyspng isal zlib-ng deflate`.
 """
 
@@ -34,7 +34,9 @@ from pydicom.encaps import generate_frames
 
 from benchmarks.pipeline import read_plainly
 from edge.codestream import read_jpeg2000_frame
-from edge.grayscale import apply_table, scale_to_byte
+from edge.dicom.display import WANTED, display_table
+from edge.dicom.reader import read_file as read_dicom
+from edge.grayscale import apply_table
 from edge.guard import ImageLimits, check_image
 from edge.pipeline import read_file
 from edge.preprocess import Preprocess, decode, resize
@@ -74,12 +76,16 @@ def stages(path: Path) -> Ways:
     """What the pipeline does with one file, step by step."""
     content = path.read_bytes()
     gray = decode(content, PREPROCESS)
+
+    def everything() -> None:
+        whole = read_file(path, 1 << 30)
+        hashlib.sha256(whole).hexdigest()
+        image = decode(whole, PREPROCESS)
+        check_image(image, ImageLimits())
+        resize(image, PREPROCESS)
+
     return {
-        "all of it": lambda: (
-            hashlib.sha256(whole := read_file(path, 1 << 30)),
-            check_image(whole_gray := decode(whole, PREPROCESS), ImageLimits()),
-            resize(whole_gray, PREPROCESS),
-        ),
+        "all of it": everything,
         "reading the file": lambda: read_file(path, 1 << 30),
         "SHA-256": lambda: hashlib.sha256(content).hexdigest(),
         "decoding": lambda: decode(content, PREPROCESS),
@@ -137,24 +143,27 @@ def jpeg(gray: NDArray[np.uint8]) -> Ways:
         "OpenCV": lambda: cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE),
         **given(PILLOW, lambda: {"pillow": lambda: np.asarray(PILLOW.open(io.BytesIO(content)))}),
         **given(IMAGECODECS, lambda: {"imagecodecs": lambda: IMAGECODECS.jpeg8_decode(content)}),
-        "simplejpeg, scaled while decoding": lambda: simplejpeg.decode_jpeg(content, colorspace="GRAY", **least)[..., 0],
+        "simplejpeg, scaled while decoding": lambda: simplejpeg.decode_jpeg(content, colorspace="GRAY", **least)[
+            ..., 0
+        ],
         **given(PILLOW, lambda: {"pillow, scaled while decoding": draft}),
     }
 
 
 def jpeg2000(path: Path) -> Ways:
-    """A DICOM file without a window, whose gray levels are those of all its values."""
     content, dataset = path.read_bytes(), pydicom.dcmread(path)
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
     bits = read_jpeg2000_frame(stream).precision
     openjpeg = import_module("openjpeg")
-    table = display(openjpeg.decode(stream))
+    table = table_of(path, openjpeg.decode(stream))
 
     def pillow(halvings: int) -> Callable[[], Any]:
         def run() -> Any:
             image = PILLOW.open(io.BytesIO(stream))
             image.reduce = halvings
-            return apply_table(np.asarray(image).astype(np.uint16) >> (16 - bits), table)  # pillow fills 16 bits
+            # Pillow shifts the samples up to 16 bits.
+            samples: NDArray[np.uint16] = np.asarray(image).astype(np.uint16) >> np.uint16(16 - bits)
+            return apply_table(samples, table)
 
         return run
 
@@ -164,28 +173,27 @@ def jpeg2000(path: Path) -> Ways:
         **given(IMAGECODECS, lambda: {"imagecodecs": lambda: apply_table(IMAGECODECS.jpeg2k_decode(stream), table)}),
         **given(PILLOW, lambda: {"pillow": pillow(0)}),
         **given(PILLOW, lambda: {"pillow, at half the resolution": pillow(1)}),
-        **given(PILLOW, lambda: {"pillow, at a quarter, less than the input": pillow(2)}),
     }
 
 
-def display(stored: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """The table of an image without a window: from its smallest to its largest value."""
-    return scale_to_byte(np.arange(1 << 16, dtype=np.float64), float(stored.min()), float(stored.max()))
+def table_of(path: Path, stored: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """The gray of each stored value, as the product has it."""
+    dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    elements = read_dicom(path.read_bytes(), WANTED, 1 << 30).data_set
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    return display_table(elements, stored, dataset.BitsStored, False, inverted)
 
 
 def raw_dicom(path: Path) -> Ways:
     content, dataset = path.read_bytes(), pydicom.dcmread(path)
     stored = dataset.pixel_array
-    table = display(stored)
+    table = table_of(path, stored)
     return {
         "the product, from the file's content to gray": lambda: decode(content, PREPROCESS),
         "pydicom, from the file's content to stored values": lambda: pydicom.dcmread(io.BytesIO(content)).pixel_array,
         "the table of gray levels, by OpenCV (in the product)": lambda: apply_table(stored, table),
         "the same, by NumPy's take": lambda: np.take(table, stored, mode="clip"),
         "the same, by NumPy's index": lambda: table[stored],
-        "the same, as arithmetic on float32": lambda: np.rint(
-            np.clip(stored.astype(np.float32) * np.float32(255 / stored.max()), 0, 255)
-        ).astype(np.uint8),
     }
 
 
@@ -195,7 +203,9 @@ def resizing(gray: NDArray[np.uint8]) -> Ways:
     even = np.ascontiguousarray(gray[: halves[1] * 2, : halves[0] * 2])
 
     def in_two_steps() -> Any:
-        return cv2.resize(cv2.resize(even, halves, interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_AREA)
+        return cv2.resize(
+            cv2.resize(even, halves, interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_AREA
+        )
 
     def pillow() -> Any:
         return np.asarray(PILLOW.fromarray(gray).resize((side, side), PILLOW.Resampling.BOX))

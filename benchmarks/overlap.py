@@ -2,10 +2,10 @@
 
     python -m benchmarks.overlap BUNDLE [--backend openvino] [--images 200] [--repeats 5]
 
-Phantoms as PNG of 1024 x 1024, and a quarter as many raw DICOM of 1841 x 1955, stream through the pipeline as `edge-infer`
-runs it. Perfect overlap takes the CPU time of all threads divided by the cores; ``wall`` is what it took, as a ratio to
-that. What other processes take of the cores lengthens the wall time and is not the pipeline's, so it is shown as a share
-of all core time, and ``idle`` is the share that nobody used. A machine that is not quiet says nothing about ``wall``.
+Phantoms as PNG of 1024 x 1024, and a quarter as many raw DICOM of 1841 x 1955, stream through the pipeline as
+`edge-infer` runs it. Perfect overlap takes the CPU time of all threads divided by the cores; ``wall`` is what it took,
+as a ratio to that. What other processes take of the cores lengthens the wall time and is not the pipeline's: a run
+counts only if they left the machine alone.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ QUIET = 0.02
 
 
 def measure(bundle: Bundle, backend: str, kind: str, files: Sequence[Path], repeats: int) -> dict[str, Any]:
-    """`repeats` runs, after one that is not counted; prints each, and returns the median of those on a quiet machine."""
+    """`repeats` runs after one that is not counted: prints each, returns the medians of those on a quiet machine."""
     cores = len(os.sched_getaffinity(0))
     run_pipeline(bundle, backend, files)
     quiet: list[Run] = []
     for _ in range(repeats):
         run = run_pipeline(bundle, backend, files)
-        others = run.others / (run.wall * cores)
+        core_time = run.wall * cores
+        others, idle = run.others / core_time, max(0.0, 1 - (run.cpu + run.others) / core_time)
         quiet += [run] if others <= QUIET else []
         print(
-            f"{bundle.precision}, {kind}: {len(files) / run.wall:.1f} images/s, {run.cpu / len(files) * 1e3:.1f} ms CPU an "
-            f"image, wall {run.wall / (run.cpu / cores):.3f} of CPU / {cores} cores; other processes {others:.1%}, idle "
-            f"{max(0.0, 1 - (run.cpu + run.others) / (run.wall * cores)):.1%}",
+            f"{bundle.precision}, {kind}: {len(files) / run.wall:.1f} images/s, "
+            f"{run.cpu / len(files) * 1e3:.1f} ms CPU an image, wall {core_time / run.cpu:.3f} of CPU / {cores} cores; "
+            f"other processes {others:.1%}, idle {idle:.1%}",
             flush=True,
         )
     if not quiet:
-        print(f"{kind}: no run had the machine to itself (other processes at most {QUIET:.0%}): stop them", flush=True)
-        return {"files": kind, "quiet_runs": 0}
-    ratios = [run.wall / (run.cpu / cores) for run in quiet]
+        print(f"{kind}: in no run did other processes take less than {QUIET:.0%}: stop them", flush=True)
+        return {"precision": bundle.precision, "files": kind, "quiet_runs": 0}
+    ratios = [run.wall * cores / run.cpu for run in quiet]
     return {
         "precision": bundle.precision,
         "files": kind,

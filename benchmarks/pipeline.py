@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import onnxruntime
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pydicom
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
@@ -94,7 +94,7 @@ def run_pipeline(bundle: Bundle, backend: str, files: Sequence[Path]) -> Run:
 def _busy_seconds() -> float:
     """What all processors have worked since the machine was started, time stolen by other machines included."""
     times = psutil.cpu_times()
-    return times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
 def make_files(directory: Path, count: int) -> dict[str, list[Path]]:
