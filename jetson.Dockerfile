@@ -25,9 +25,9 @@ ENV PATH=/opt/mdconv-edge/bin:/usr/local/cuda/bin:$PATH
 COPY . /src
 # The plugin is part of the package; an image without it would be a mistake. TensorRT's Python module comes with the image,
 # not from a package index, and goes along with the environment. It is found without being imported, since importing needs
-# the device's own libraries.
+# the device's own libraries. ONNX Runtime is for shadow mode and for the gate, which compare with float32 there.
 RUN "/usr/bin/python${PYTHON_VERSION}" -m venv /opt/mdconv-edge \
-    && pip install --no-cache-dir "/src[jetson,serve,signing]" \
+    && pip install --no-cache-dir "/src[jetson,onnxruntime,serve,signing]" \
     && python -c 'from edge.plugin_library import find_plugin; print(find_plugin())' \
     && module="$("/usr/bin/python${PYTHON_VERSION}" -c \
         'import importlib.util; print(importlib.util.find_spec("tensorrt").submodule_search_locations[0])')" \

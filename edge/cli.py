@@ -41,6 +41,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status. An error is one line on stderr."""
+    # pydicom would bring GDCM into this process, which takes 16 MB; `edge.gdcm_process` alone decodes by it.
+    sys.modules.setdefault("gdcm", None)  # type: ignore[arg-type]
     try:
         status = _run(arguments)
         sys.stdout.flush()  # here, where a full disk can still be told

@@ -5,21 +5,25 @@ Kept apart from the rest of the DICOM code, so that the process that holds GDCM 
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 PLUGINS: dict[str, tuple[str, str]] = {
-    "1.2.840.10008.1.2.4.57": ("gdcm", "python-gdcm"),  # JPEG lossless
-    "1.2.840.10008.1.2.4.70": ("gdcm", "python-gdcm"),  # JPEG lossless, first-order prediction
+    "1.2.840.10008.1.2.4.57": ("gdcm", "'mdconv-edge[gdcm]'"),  # JPEG lossless
+    "1.2.840.10008.1.2.4.70": ("gdcm", "'mdconv-edge[gdcm]'"),  # JPEG lossless, first-order prediction
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "pyjpegls"),  # JPEG-LS lossless
     "1.2.840.10008.1.2.4.81": ("pyjpegls", "pyjpegls"),  # JPEG-LS near-lossless
     "1.2.840.10008.1.2.4.90": ("pylibjpeg", "pylibjpeg pylibjpeg-openjpeg"),  # JPEG 2000 lossless
     "1.2.840.10008.1.2.4.91": ("pylibjpeg", "pylibjpeg pylibjpeg-openjpeg"),  # JPEG 2000
     "1.2.840.10008.1.2.5": ("pydicom", "pydicom"),  # RLE
 }
-"""By transfer syntax: pydicom's name of the one decoder that is used, and the packages that bring it."""
+"""By transfer syntax: pydicom's name of the one decoder that is used, and what pip installs to bring it."""
 
 
 class EncodedFrame(NamedTuple):
@@ -34,9 +38,22 @@ class EncodedFrame(NamedTuple):
 
 
 def missing_packages(transfer_syntax: str) -> str:
-    """What must be installed before a frame of `transfer_syntax` can be decoded; empty if it can."""
+    """What pip must install before a frame of `transfer_syntax` can be decoded; empty if it can."""
     plugin, packages = PLUGINS[transfer_syntax]
-    return "" if plugin in get_decoder(transfer_syntax).available_plugins else packages
+    there = _gdcm_loads() if plugin == "gdcm" else plugin in get_decoder(transfer_syntax).available_plugins
+    return "" if there else packages
+
+
+@functools.cache
+def _gdcm_loads() -> bool:
+    """Whether GDCM can be loaded; tried in a process of its own, as it is used in one."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import gdcm"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=Path(__file__).resolve().parents[1],  # where -c looks first, and so does the process that decodes
+    )
+    return done.returncode != 1  # an ImportError; a signal to the daemon's whole group is no answer
 
 
 def decode_frame(frame: EncodedFrame) -> bytes:

@@ -142,7 +142,7 @@ def _tensorrt() -> Finding:
 
 
 def _cuda() -> Finding:
-    what, advice = "CUDA device", "without a GPU, bundles run in ONNX Runtime"
+    what, advice = "CUDA device", "without a GPU, bundles run on the processor"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -181,7 +181,8 @@ def _host_backends() -> Iterator[Finding]:
     if platform.machine() in X86:
         advice = "it runs bundles faster than ONNX Runtime, INT8 ones many times: pip install 'mdconv-edge[openvino]'"
         yield library("edge.backends.openvino", "openvino", advice)  # which keeps its telemetry out
-    yield library("onnxruntime", "onnxruntime", "it runs bundles without a GPU: pip install onnxruntime")
+    advice = "it runs bundles without a GPU: pip install 'mdconv-edge[onnxruntime]'"
+    yield library("onnxruntime", "onnxruntime", advice)
 
 
 def _backends(works: list[str]) -> Finding:

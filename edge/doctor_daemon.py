@@ -36,6 +36,9 @@ def examine_daemon(config: Config) -> Iterator[Finding]:
         yield Finding(f"watched folder {number}", good, detail, f"{START}make it, or let this user read it", True)
     for module, package in _libraries(config):
         yield library(module, package, f"{START}pip install {package}", needed=True)
+    if config.shadow.fraction > 0:
+        advice = f"{START}shadow mode runs in it: pip install 'mdconv-edge[onnxruntime]'"
+        yield library("onnxruntime", "onnxruntime", advice, needed=True)
     for number, video in enumerate(config.video, 1):
         yield _video(f"video {number}", video.address.get_secret_value())
     yield from examine_network(config, runs=runs)

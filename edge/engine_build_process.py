@@ -275,7 +275,7 @@ def _set_compute_capabilities(trt_rtx: Any, config: trt_rtx.IBuilderConfig, name
 
 
 def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> str:
-    """Give the builder the cache at `path`, or an empty one if that is not of this device and version; says which."""
+    """Give the builder the cache at `path`, or an empty one if that is damaged or of another machine; says which."""
     content = path.read_bytes() if path.is_file() else b""
     taken = False
     if content:
@@ -283,7 +283,7 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> str:
             taken = bool(config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False))
     if not taken:
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-    return "read" if taken else "of another device or version, started anew" if content else "started"
+    return "read" if taken else "damaged or of another device or version, started anew" if content else "started"
 
 
 def _write_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:

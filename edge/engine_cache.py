@@ -201,6 +201,7 @@ def _build(bundle: Bundle, platform: dict[str, str | None], source: EngineSource
     partial.write_text(json.dumps({**facts, "platform": platform, "bundle": bundle.name}))
     partial.replace(folder / f"{key}.json")
     log.warning(
-        "engine of bundle %s built in %.0f s, kept as %s", bundle.name, facts["seconds"], folder / f"{key}.engine"
+        "engine of bundle %s built in %.0f s (timing cache: %s), kept as %s",
+        *(bundle.name, facts["seconds"], facts["timing_cache"], folder / f"{key}.engine"),
     )
     return (folder / f"{key}.engine").read_bytes()

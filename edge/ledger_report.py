@@ -10,11 +10,15 @@ from edge.errors import MachineError
 from edge.ledger import LedgerView
 from edge.report import build_report
 
+NEEDED = ("status", "bundle", "time", "timings_ms")
+"""What a report needs of each result."""
+
 
 def report_from_ledger(ledger: LedgerView) -> dict[str, Any]:
     """The report of every run with the bundle that was served last; runs with other bundles are counted in a note.
 
-    The wall time is the sum of that bundle's sessions. Raises `MachineError` if nothing was served yet.
+    The ledger's results hold `NEEDED` at least. The wall time is the sum of that bundle's sessions. Raises
+    `MachineError` if nothing was served yet.
     """
     if not ledger.sessions:
         raise MachineError("the ledger holds no session: run `edge-infer serve` first")

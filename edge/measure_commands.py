@@ -135,9 +135,9 @@ def _report(options: argparse.Namespace) -> int:
         report, directory = read_report(options.source), options.report
     else:
         from edge.ledger import read_ledger
-        from edge.ledger_report import report_from_ledger
+        from edge.ledger_report import NEEDED, report_from_ledger
 
-        report = report_from_ledger(read_ledger(options.state))
+        report = report_from_ledger(read_ledger(options.state, NEEDED))
         directory = options.report or options.state / "report"
     if options.openmetrics is not None:
         from edge.report import write_openmetrics

@@ -1,4 +1,4 @@
-"""Runs a bundle's ONNX model in ONNX Runtime on the CPU: the embedded default where there is no GPU."""
+"""Runs a bundle's ONNX model in ONNX Runtime on the CPU, of any make."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_session(model: Path | bytes, threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MachineError(f"ONNX Runtime cannot be loaded ({error}): pip install onnxruntime") from None
+        raise MachineError(f"ONNX Runtime cannot be loaded ({error}): pip install 'mdconv-edge[onnxruntime]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

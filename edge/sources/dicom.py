@@ -13,11 +13,13 @@ import threading
 from typing import cast
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from edge.codecs import PLUGINS, missing_packages
 from edge.dicom import CAPTURE_CLASSES, RADIOGRAPH_CLASSES
 from edge.dicom.network import is_uid, silence_libraries
 from edge.dicom.pixels import TRANSFER_SYNTAXES
@@ -130,8 +132,9 @@ class DicomServer:
         entity.acse_timeout = config.acse_timeout
         entity.dimse_timeout = config.dimse_timeout
         entity.add_supported_context(Verification)
+        syntaxes = _decodable()
         for sop_class in sorted(RADIOGRAPH_CLASSES | CAPTURE_CLASSES):
-            entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+            entity.add_supported_context(sop_class, syntaxes)
         return entity
 
     def _tls_context(self) -> ssl.SSLContext | None:
@@ -202,6 +205,16 @@ class DicomServer:
             raise _RefusedError(CANNOT_UNDERSTAND, "Data set is of another SOP Instance")
         stat = request.Priority == _HIGH_PRIORITY
         self._service.receive(content, origin="dicom", instance=instance, stat=stat)
+
+
+def _decodable() -> list[str]:
+    """The transfer syntaxes to take. What cannot be decoded is not among them: many a sender then converts it."""
+    missing = {syntax: packages for syntax in PLUGINS if (packages := missing_packages(syntax))}
+    for syntax, packages in missing.items():
+        log.warning(
+            "dicom: no images in %s are taken, no decoder is installed: pip install %s", UID(syntax).name, packages
+        )
+    return [syntax for syntax in TRANSFER_SYNTAXES if syntax not in missing]
 
 
 def _serve(server: BoundedServer) -> None:

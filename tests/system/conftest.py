@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,13 @@ from tests.once import made_once
 ROOT = Path(__file__).parents[2]
 MAKE = ROOT / "build_engine" / "make.py"
 MAKE_QUICKLY = Path(__file__).with_name("make_quickly.py")
+
+
+def edge_infer(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``edge-infer`` from another folder than the checkout."""
+    command = [sys.executable, "-m", "edge", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def run_make(

@@ -75,8 +75,9 @@ class Daemon:
         wait_for(lambda: len(self.results()) >= count or self.process.poll() is not None, seconds)
         return self.results()
 
-    def rss_mb(self) -> float:
-        (line,) = [s for s in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if "VmRSS" in s]
+    def rss_mb(self, what: str = "VmRSS") -> float:
+        """Resident memory; with ``VmHWM`` the most that it ever was."""
+        (line,) = [s for s in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if what in s]
         return int(line.split()[1]) / 1024
 
     def descriptors(self) -> int:

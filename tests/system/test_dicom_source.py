@@ -117,6 +117,29 @@ def test_transfer_syntaxes(start: Start, tmp_path: Path, encoder: tuple[str, ...
     np.testing.assert_array_equal(decode(content, Preprocess(64)), decode(coded.read_bytes(), Preprocess(64)))
 
 
+def test_what_cannot_be_decoded_is_not_taken(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sender that proposes uncompressed beside it then sends that."""
+    lossless = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+    missing = dict.fromkeys(lossless, "'mdconv-edge[gdcm]'")
+    monkeypatch.setattr("edge.sources.dicom.missing_packages", lambda syntax: missing.get(syntax, ""))
+    server, inbox = start()
+    assert [record.getMessage().split(": ")[-1] for record in caplog.records if record.levelname == "WARNING"] == [
+        "pip install 'mdconv-edge[gdcm]'"
+    ] * 2
+    entity = AE("TESTER")
+    for syntax in (*lossless, RLELossless, JPEG2000Lossless):
+        entity.add_requested_context(CR_CLASS, syntax)
+    entity.add_requested_context(CR_CLASS, [*lossless, "1.2.840.10008.1.2.1"])
+    association = entity.associate("127.0.0.1", server.port, ae_title="MDCONV_EDGE")
+    taken = {context.transfer_syntax[0] for context in association.accepted_contexts}
+    association.release()
+    assert taken == {RLELossless, JPEG2000Lossless, "1.2.840.10008.1.2.1"}
+    assert send(server, file_of(write_radiograph(tmp_path / "a.dcm"))).Status == 0
+    assert len(inbox.contents) == 1
+
+
 @needs("storescu")
 def test_jpeg_2000(start: Start, tmp_path: Path) -> None:
     server, inbox = start()

@@ -53,6 +53,13 @@ def test_help_loads_no_decoder_and_no_backend() -> None:
     assert not modules_after("--help") & {"cv2", "onnxruntime", "pydicom", "tensorrt", "pycuda", *FORBIDDEN}
 
 
+def test_no_command_loads_gdcm_beside_the_process_that_decodes_by_it(tiny_bundle_directory: Path) -> None:
+    chest = get_testdata_file("RG1_UNCR.dcm")
+    assert isinstance(chest, str)
+    loaded = modules_after("classify", chest, "--bundle", tiny_bundle_directory)
+    assert "pydicom" in loaded and "_gdcm" not in loaded
+
+
 @pytest.mark.parametrize("name", ["RG1_UNCR.dcm", "RG1_J2KR.dcm"])
 def test_one_radiograph_costs_at_most_350_mb_and_2_s_of_processor_time(int8_bundle: Path, name: str) -> None:
     """Processor time of all threads: it bounds the wall time on an idle machine, whatever else runs here.

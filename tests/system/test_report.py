@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def edge_infer(*arguments, cwd):
-    command = [sys.executable, "-m", "edge", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
-    )
+from tests.system.conftest import edge_infer
 
 
 @pytest.fixture

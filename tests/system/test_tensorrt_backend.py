@@ -228,6 +228,32 @@ def test_a_damaged_kept_engine_is_built_anew(
 
 
 @pytest.mark.parametrize(
+    ("found", "told"),
+    [(None, "read"), (b"another GPU's", "damaged or of another device or version, started anew"), (b"", "started")],
+    ids=["as it was left", "foreign", "empty"],
+)
+def test_a_second_build_takes_the_timings_of_the_first(
+    make_bundle: MakeBundle, run: Callable[..., Run], images: Path, tmp_path: Path, found: bytes | None, told: str
+) -> None:
+    bundle, folder = make_bundle(size=SIZE), tmp_path / "own" / "engines"
+    assert "(timing cache: started)" in run(bundle, cache="own").log
+    (timing,), (engine,) = folder.glob("*.timing"), folder.glob("*.engine")
+    left = timing.read_bytes()
+    assert left  # the stand-in takes this content and no other
+    if found is not None:
+        timing.write_bytes(found)
+    engine.unlink()
+    ran = run(bundle, cache="own")
+    assert ran.facts["engine"] == "built here"
+    assert f"(timing cache: {told})" in ran.log
+    assert json.loads(engine.with_suffix(".json").read_text())["timing_cache"] == told
+    assert timing.read_bytes() == left
+    assert_equal_to_reference(ran, bundle, images)
+    # Another bundle has another engine, and the timings of the same machine.
+    assert "(timing cache: read)" in run(make_bundle("other", size=SIZE, batch=2), cache="own").log
+
+
+@pytest.mark.parametrize(
     ("difference", "origin"), [({}, "bundle"), ({"sm": "110"}, "built here"), ({"tensorrt": "10.4.0"}, "built here")]
 )
 def test_the_bundles_engine_runs_where_it_fits(

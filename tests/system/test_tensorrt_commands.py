@@ -115,6 +115,20 @@ def test_auto_takes_tensorrt_where_it_works(make_bundle: Callable[..., Path], fo
     assert "it is built here, once" in done.stderr
 
 
+def test_the_benchmark_builds_twice_and_reads_the_first_build_s_timings(
+    make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "benchmarks.footprint", make_bundle(size=32), "engine"]
+    environment = stand_in_environment(tmp_path, tmp_path / "cache")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("timing cache ")[1] for line in done.stdout.splitlines() if "timing cache " in line][:2] == [
+        "started",
+        "read",
+    ]
+    assert "ok: the second build reads the first one's timing cache" in done.stdout
+
+
 def test_the_gate_is_repeated_with_the_engine_of_this_machine(
     make_bundle: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:

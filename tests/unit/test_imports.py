@@ -59,9 +59,13 @@ def test_a_forbidden_import_is_found(package: str, source: str) -> None:
 
 @pytest.mark.parametrize(
     ("library", "modules"),
-    [("ray", ["edge/archive/cluster.py"]), ("pyarrow", ["edge/archive/cluster.py", "edge/archive/output.py"])],
+    [
+        ("onnxruntime", ["edge/backends/onnxruntime.py"]),
+        ("ray", ["edge/archive/cluster.py"]),
+        ("pyarrow", ["edge/archive/cluster.py", "edge/archive/output.py"]),
+    ],
 )
-def test_a_cluster_s_libraries_stay_where_they_are_needed(library: str, modules: list[str]) -> None:
+def test_the_libraries_of_extras_stay_where_they_are_needed(library: str, modules: list[str]) -> None:
     users = [
         file
         for file in sorted((ROOT / "edge").rglob("*.py"))

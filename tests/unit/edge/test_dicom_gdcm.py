@@ -267,15 +267,22 @@ def test_without_gdcm_the_message_says_what_to_install(tmp_path):
     image = noise((31, 33), 12)
     path = tmp_path / "image.dcm"
     path.write_bytes(to_bytes(radiograph(image, bits=12), PROCESS_14, encode(image, 12, 1)))
+    (tmp_path / "gdcm.py").write_text("raise ImportError('as if it were not installed')")
     program = (
-        "import sys; sys.modules['gdcm'] = None\n"
-        "from pathlib import Path; from edge.preprocess import Preprocess, decode; from edge.errors import EdgeError\n"
+        "import sys; from pathlib import Path\n"
+        "from edge.preprocess import Preprocess, decode; from edge.errors import EdgeError\n"
         "try: decode(Path(sys.argv[1]), Preprocess(64))\n"
         "except EdgeError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", program, path],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout.rstrip().endswith(
-        "JPEG lossless, which needs a decoder that is not installed: pip install python-gdcm"
+        "JPEG lossless, which needs a decoder that is not installed: pip install 'mdconv-edge[gdcm]'"
     )
     assert done.stderr == ""
 

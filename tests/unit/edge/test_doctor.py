@@ -90,7 +90,7 @@ def test_without_any_backend_the_command_says_so_and_ends_with_3() -> None:
     assert done.returncode == 3
     lines = done.stdout.splitlines()
     assert any("MISSING" in line and "none works here" in line for line in lines)
-    assert any("pip install onnxruntime" in line for line in lines)
+    assert any("pip install 'mdconv-edge[onnxruntime]'" in line for line in lines)
 
 
 @pytest.mark.parametrize("module", ["cv2", "pydicom", "simplejpeg"])

@@ -118,7 +118,7 @@ except MachineError as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "pip install onnxruntime" in said
+    assert "pip install 'mdconv-edge[onnxruntime]'" in said
 
 
 @pytest.mark.parametrize("activation", ["Identity(c)", "Relu(c)"])
