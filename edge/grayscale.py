@@ -15,7 +15,7 @@ Stored = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) stored values as bit patterns: a negative value is its two's complement."""
 
 _OPENCV_LOOKS_UP_16_BITS = tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= (4, 13)
-"""Three times as fast as NumPy (docs/figures.md), without holding up the other threads."""
+"""Several times as fast as NumPy (docs/figures.md)."""
 _BLOCK_PIXELS = 1 << 18
 """NumPy turns a table's indices into 8-byte integers: block by block, so that they fit a cache and not 8 images."""
 
