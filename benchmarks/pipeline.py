@@ -20,11 +20,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import onnxruntime
+import psutil  # type: ignore[import-untyped]
 import pydicom
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
@@ -57,8 +58,19 @@ def time_plain_loop(session: Any, bundle: Bundle, files: Sequence[Path]) -> floa
     return time.perf_counter() - start
 
 
-def time_pipeline(bundle: Bundle, backend: str, files: Sequence[Path]) -> float:
-    """Seconds from the first file submitted to the last result. Raises `RuntimeError` unless all are done."""
+class Run(NamedTuple):
+    """One stream of files, in seconds."""
+
+    wall: float
+    """From the first file submitted to the last result."""
+    cpu: float
+    """Of this process, all threads."""
+    others: float
+    """Of processors that did something else meanwhile."""
+
+
+def run_pipeline(bundle: Bundle, backend: str, files: Sequence[Path]) -> Run:
+    """Stream `files` through a pipeline whose backend is open. Raises `RuntimeError` unless all are done."""
     results = []
 
     def deliver(outcome: Outcome) -> None:
@@ -68,15 +80,21 @@ def time_pipeline(bundle: Bundle, backend: str, files: Sequence[Path]) -> float:
     guard = files[0].suffix == ".png"
     with Pipeline(bundle, functools.partial(open_backend, bundle, backend), deliver, guard=guard) as pipeline:
         pipeline.wait_until_open()
-        start = time.perf_counter()
+        wall, cpu, busy = time.perf_counter(), time.process_time(), _busy_seconds()
         for number, path in enumerate(files):
             pipeline.submit(Item(str(number), path=path))
         pipeline.drain()
-        seconds = time.perf_counter() - start
+        wall, cpu, busy = time.perf_counter() - wall, time.process_time() - cpu, _busy_seconds() - busy
     reasons = {result["reason"] for result in results if result["status"] != "done"}
     if reasons or len(results) != len(files):
         raise RuntimeError(f"{len(results)} results of {len(files)} files; refused because {reasons}")
-    return seconds
+    return Run(wall, cpu, max(0.0, busy - cpu))
+
+
+def _busy_seconds() -> float:
+    """What all processors have worked since the machine was started, time stolen by other machines included."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
 def make_files(directory: Path, count: int) -> dict[str, list[Path]]:
@@ -95,7 +113,7 @@ def compare(bundle: Bundle, backend: str, kind: str, files: Sequence[Path], repe
     """Let both take `repeats` turns, after one that is not counted; prints and returns the medians and their ratio."""
     session = onnxruntime.InferenceSession(bundle.directory / PORTABLE_MODEL, providers=["CPUExecutionProvider"])
     turns = [
-        (time_plain_loop(session, bundle, files), time_pipeline(bundle, backend, files)) for _ in range(repeats + 1)
+        (time_plain_loop(session, bundle, files), run_pipeline(bundle, backend, files).wall) for _ in range(repeats + 1)
     ][1:]
     plain, pipeline = (len(files) / statistics.median(seconds) for seconds in zip(*turns))
     ratios = sorted(one / other for one, other in turns)

@@ -24,6 +24,7 @@ SCORE = "Mahalanobis distance"
 NO_GUARD_HELP = "answer on images that the network was not made for, too; every result says so"
 BLACK, WHITE = 2, 253
 """Gray levels up to, and from which, a pixel is at an end of the range; JPEG leaves them a little off the very end."""
+_ENDS = np.isin(np.arange(256), (*range(BLACK + 1), *range(WHITE, 256))).astype(np.uint8)
 _EDGE_SHARE = 0.95
 """A row or column with more of its pixels at an end is outside the picture: collimation, or a border."""
 _SAMPLE_SIDE = 512
@@ -57,6 +58,8 @@ class ImageLimits:
 
 def check_image(gray: NDArray[np.uint8], limits: ImageLimits) -> None:
     """Refuse a gray image (H, W) that no radiograph looks like. Raises `InputRefusedError`."""
+    import cv2  # loads with the decoders, while the backend is being opened
+
     rows, columns = gray.shape
     if max(rows, columns) > limits.max_aspect * min(rows, columns):
         raise InputRefusedError(
@@ -64,8 +67,8 @@ def check_image(gray: NDArray[np.uint8], limits: ImageLimits) -> None:
             "would be stretched to a square: send the chest alone, cut to its own shape"
         )
     step = max(1, min(rows, columns) // _SAMPLE_SIDE)
-    sample = gray[::step, ::step]
-    shares = np.bincount(sample.ravel(), minlength=256) / sample.size
+    sample = np.ascontiguousarray(gray[::step, ::step])
+    shares = cv2.calcHist([sample], [0], None, [256], [0, 256]).ravel().astype(np.float64) / sample.size
     low, high = np.searchsorted(np.cumsum(shares), (0.01, 0.99))
     present = shares[shares > 0]
     entropy = float(-(present * np.log2(present)).sum())
@@ -88,12 +91,17 @@ def _saturated(gray: NDArray[np.uint8]) -> float:
 
     So a radiograph in a black or white frame is judged by what is in the frame.
     """
-    ends = (gray <= BLACK) | (gray >= WHITE)
-    rows = np.flatnonzero(ends.mean(axis=1) <= _EDGE_SHARE)
-    columns = np.flatnonzero(ends.mean(axis=0) <= _EDGE_SHARE)
+    import cv2
+
+    ends = cv2.LUT(gray, _ENDS)
+    by_row, by_column = (
+        cv2.reduce(ends, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / ends.shape[axis] for axis in (1, 0)
+    )
+    rows, columns = np.flatnonzero(by_row <= _EDGE_SHARE), np.flatnonzero(by_column <= _EDGE_SHARE)
     if not rows.size or not columns.size:
         return 1.0
-    return float(ends[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean())
+    picture = ends[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.count_nonzero(picture) / picture.size
 
 
 @dataclass(frozen=True)

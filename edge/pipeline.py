@@ -256,7 +256,7 @@ class Pipeline:
             self._opened.set()
             while jobs := self._ready.take(self._bundle.batch, self._patience):
                 start = self._inferring_since = time.monotonic()
-                outputs = backend.infer(np.stack([job.pixels for job in jobs if job.pixels is not None])[:, np.newaxis])
+                outputs = backend.infer(_as_batch([job.pixels for job in jobs if job.pixels is not None]))
                 milliseconds = (time.monotonic() - start) * 1e3
                 self._inferring_since = None
                 if not np.isfinite(outputs.logits).all():
@@ -296,6 +296,11 @@ class Pipeline:
                 reason=job.reason,
             )
             self._deliver(Outcome(result, job.cam, job.pixels, job.logits))
+
+
+def _as_batch(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """(N, 1, S, S) of N images (S, S); of a single one a view, so that a CPU backend reads what `resize` wrote."""
+    return images[0][np.newaxis, np.newaxis] if len(images) == 1 else np.stack(images)[:, np.newaxis]
 
 
 def read_file(path: Path, limit: int) -> bytes:

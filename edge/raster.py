@@ -19,6 +19,7 @@ from edge.grayscale import Stored, apply_table, full_range, patterns_present, sc
 
 JPEG_COLOUR_TOLERANCE = 8
 """Largest spread of R, G, B, of 255, in a JPEG that counts as gray: what rounding and quantized chroma leave of it."""
+_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 
 
 def decode_png(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -73,6 +74,23 @@ def decode_jpeg_scan(content: bytes, colour: str) -> NDArray[np.uint8]:
     except ValueError:
         raise InputRefusedError("the JPEG data is damaged or cut short: export or copy the image again") from None
     return pixels
+
+
+def decode_jpeg2000(content: bytes) -> Stored | None:
+    """(H, W) samples of a JPEG 2000 codestream of one unsigned component of 8 to 16 bits.
+
+    None if it is damaged, or if this OpenCV has no OpenJPEG. Unlike pylibjpeg-openjpeg, which is the same decoder,
+    OpenCV lets the other threads run meanwhile: half a second for a radiograph.
+    """
+    silence_opencv()  # it warns of every stream that declares no colour space, and a bare codestream never does
+    samples: Stored | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore[assignment]
+    return samples
+
+
+def silence_opencv() -> None:
+    """Keep OpenCV's log lines from standard error, for the process."""
+    set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # OpenCV 4, 5
+    set_level(_SILENT)
 
 
 def check_pixel_count(rows: int, columns: int, max_pixels: int) -> None:

@@ -83,10 +83,10 @@ class OpenVinoBackend:
 
     def _run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         try:
-            self._request.infer([image])
+            found = self._request.infer([image], share_inputs=True)  # reads the image where it is
         except RuntimeError as error:
             raise MachineError(f"OpenVINO failed on an image: {_reason(error)}: run `edge-infer doctor`") from None
-        return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+        return {name: found[name] for name in self._outputs}
 
     def close(self) -> None:
         """Free the model; the backend cannot be used afterwards."""

@@ -31,7 +31,7 @@ from edge.dicom.gdcm import decode_by_gdcm
 from edge.dicom.reader import File
 from edge.errors import InputRefusedError
 from edge.grayscale import Stored
-from edge.raster import decode_jpeg_scan
+from edge.raster import decode_jpeg2000, decode_jpeg_scan
 
 
 class Layout(NamedTuple):
@@ -69,7 +69,7 @@ def read_stored(file: File, layout: Layout) -> Stored:
     return decode(file.transfer_syntax, _single_frame(file.pixels), layout)
 
 
-def _single_frame(pixels: bytes) -> bytes:
+def _single_frame(pixels: bytes | memoryview) -> bytes:
     """The frame of encapsulated pixel data (PS3.5 A.4), its fragments joined."""
     stream = io.BytesIO(pixels)
     try:
@@ -82,14 +82,16 @@ def _single_frame(pixels: bytes) -> bytes:
     return b"".join(fragments)
 
 
-def _read_native(pixels: bytes, vr: str, syntax: str, layout: Layout) -> Stored:
+def _read_native(pixels: bytes | memoryview, vr: str, syntax: str, layout: Layout) -> Stored:
     surplus = len(pixels) - layout.bytes
     if not 0 <= surplus < max(2, layout.columns * layout.allocated // 8):  # some writers pad, but never by a row
         raise _disagrees(f"it has {len(pixels):,} bytes, the header says {layout.bytes:,}")
     order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     if layout.allocated == 16:
         words = np.frombuffer(pixels, f"{order}u2", layout.rows * layout.columns)
-        return words.astype(np.uint16, copy=False).reshape(layout.rows, layout.columns)
+        # Behind an element of an odd length they begin at an odd address, which not every processor reads.
+        words = np.require(words.astype(np.uint16, copy=False), requirements="A")
+        return words.reshape(layout.rows, layout.columns)
     samples = np.frombuffer(pixels, np.uint8)
     if order == ">" and vr == "OW":  # 8-bit pixels in big-endian words lie swapped in pairs
         samples = samples[: samples.size // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
@@ -126,7 +128,15 @@ def _decode_jpeg_ls(syntax: str, data: bytes, layout: Layout) -> Stored:
 
 
 def _decode_jpeg2000(syntax: str, data: bytes, layout: Layout) -> Stored:
-    return _decode(syntax, data, read_jpeg2000_frame(data), layout, "JPEG 2000")
+    """By OpenCV where it can, since pylibjpeg-openjpeg holds up every other thread for as long as it decodes."""
+    frame = read_jpeg2000_frame(data)
+    if not frame.signed and frame.precision >= 8:
+        _check_frame(frame, layout)
+        check_end_of_image(data, "JPEG 2000")
+        samples = decode_jpeg2000(data)
+        if samples is not None and samples.shape == (frame.rows, frame.columns):
+            return _fit(samples, frame, layout)
+    return _decode(syntax, data, frame, layout, "JPEG 2000")
 
 
 def _decode(syntax: str, data: bytes, frame: Frame, layout: Layout, codec: str) -> Stored:

@@ -29,6 +29,8 @@ _SOP_CLASS_UID, _PIXEL_DATA = 0x0008_0016, 0x7FE0_0010
 _UNDEFINED = 0xFFFF_FFFF
 _MAX_READS = 300_000
 """pydicom reads one to three times an element. Far more than a radiograph needs; bounds a hostile file's time."""
+_VIEWED_BYTES = 1 << 18
+"""A value from this size on is not copied: more than any table, less than the pixels of a radiograph."""
 
 _SILENT = ("ignore", None, Warning, re.compile(r"pydicom(\.|$)"), 0)
 
@@ -54,6 +56,10 @@ class DataSet:
 
     def value(self, tag: int) -> bytes:
         """The bytes of a value as they lie in the file, empty if it is absent. Refuses one that is cut short."""
+        return bytes(self.view(tag))  # `bytes` of bytes is the same object: only what was read as a view is copied
+
+    def view(self, tag: int) -> bytes | memoryview:
+        """`value` without a copy of a large one."""
         element = self._element(tag)
         if element is None:
             return b""
@@ -124,7 +130,7 @@ class File(NamedTuple):
     """SOP Class UID, of the data set or else of the file's header; empty if neither says it."""
     data_set: DataSet
     """The wanted elements of the data set."""
-    pixels: bytes | None
+    pixels: bytes | memoryview | None
     """The pixel data: native, or an encapsulated image's items; None if absent."""
     pixels_vr: str
     encapsulated: bool
@@ -173,7 +179,7 @@ def read_file(content: bytes, wanted: Iterable[int], max_bytes: int) -> File:
         transfer_syntax=_header_uid(dataset, "TransferSyntaxUID") or _native_syntax(data_set),
         sop_class=data_set.text(_SOP_CLASS_UID) or _header_uid(dataset, "MediaStorageSOPClassUID"),
         data_set=data_set,
-        pixels=data_set.value(_PIXEL_DATA) if _PIXEL_DATA in data_set else None,
+        pixels=data_set.view(_PIXEL_DATA) if _PIXEL_DATA in data_set else None,
         pixels_vr=data_set.vr(_PIXEL_DATA),
         encapsulated=data_set.is_undefined_length(_PIXEL_DATA),
     )
@@ -195,10 +201,14 @@ class _Deflated(Exception):  # noqa: N818 -- a finding, no error
 
 
 class _Source(io.BytesIO):
-    """The file as pydicom reads it, with the two bounds that pydicom lacks: of reads, and of inflation."""
+    """The file as pydicom reads it, with the two bounds that pydicom lacks: of reads, and of inflation.
+
+    Native pixels, several megabytes, are given out as a view of the content.
+    """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
+        self._content = memoryview(content)
         self._reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -207,7 +217,11 @@ class _Source(io.BytesIO):
         self._reads += 1
         if self._reads > _MAX_READS:
             raise InputRefusedError("the DICOM has more elements than any radiograph: send the image itself")
-        return super().read(size)
+        if size < _VIEWED_BYTES:
+            return super().read(size)
+        view = self._content[self.tell() :][:size]
+        self.seek(len(view), io.SEEK_CUR)
+        return view  # type: ignore[return-value]  # pydicom hands values of defined length on as they are
 
 
 def _read(content: bytes, max_bytes: int, tags: list[int]) -> FileDataset:

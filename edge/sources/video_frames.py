@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import MachineError, UsageError
+from edge.raster import silence_opencv
 from edge.sources.video_config import kind_of
 
 TIMEOUT_SECONDS = 10.0
 """How long a network stream may keep silent before it is given up."""
 _COMPRESSION = 1  # PNG's fastest: a frame is read once, and then it is gone
-_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 _BACKENDS = {
     "file": (cv2.CAP_FFMPEG, "FFmpeg"),
     "url": (cv2.CAP_FFMPEG, "FFmpeg"),
@@ -43,8 +43,7 @@ def require(address: str) -> None:
 def silence() -> None:
     """Keep OpenCV and FFmpeg from printing what they were given: an address may hold a password, a name a patient's."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when OpenCV first uses FFmpeg
-    set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # OpenCV 4, 5
-    set_level(_SILENT)
+    silence_opencv()
 
 
 @contextlib.contextmanager

@@ -167,6 +167,16 @@ def test_voi_lut_of_65536_entries():
     assert gray_of(dataset).tolist() == [[255, 127, 0]]
 
 
+def test_the_first_of_several_voi_luts_that_take_more_room_than_the_image():
+    table = np.random.default_rng(4).integers(0, 1 << 16, 65536).astype("<u2")
+    image = np.random.default_rng(5).integers(0, 1 << 16, (33, 35)).astype(np.uint16)
+    items = [lut([0] * 65536, first=0, bits=16) for _ in range(3)]
+    for item, entries in zip(items, (table, table[::-1], table)):
+        item.add_new("LUTData", "OW", entries.tobytes())
+    expected = np.rint(table[image] / 65535 * 255)
+    np.testing.assert_array_equal(gray_of(radiograph(image, VOILUTSequence=items)), expected)
+
+
 @pytest.mark.parametrize("name", ["RG1_UNCR.dcm", "RG1_J2KI.dcm", "RG3_UNCR.dcm", "mlut_18.dcm", "vlut_04.dcm"])
 def test_real_images_as_pydicom_displays_them(name):
     dataset = pydicom.dcmread(REAL / name)

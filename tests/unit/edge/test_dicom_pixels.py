@@ -170,6 +170,40 @@ def test_a_jpeg_2000_stream_that_forgot_the_sign():
     assert (signed.min(), signed.max()) == (-2000, 1896)  # as pydicom corrects it
 
 
+def test_jpeg_2000_lets_other_threads_run_where_opencv_can_decode_it(monkeypatch):
+    """pylibjpeg-openjpeg keeps Python's lock for the half second that a radiograph takes; OpenCV's decoder does not."""
+    raw = stored_of(REAL / "RG1_UNCR.dcm")
+    with monkeypatch.context() as patched:
+        patched.setattr("edge.dicom.pixels.decode_frame", None)
+        np.testing.assert_array_equal(stored_of(REAL / "RG1_J2KR.dcm"), raw)
+    monkeypatch.setattr("edge.dicom.pixels.decode_jpeg2000", lambda data: None)  # an OpenCV without it
+    np.testing.assert_array_equal(stored_of(REAL / "RG1_J2KR.dcm"), raw)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_damaged_jpeg_2000_is_read_alike_by_either_decoder(bits, monkeypatch):
+    image = noise((35, 33), bits)
+    content = to_bytes(radiograph(image, bits=bits), uid.JPEG2000Lossless, encode(image, uid.JPEG2000Lossless, bits))
+    begin, damaged = content.index(b"\xff\x4f\xff\x51"), []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        end = rng.choice((begin + 150, len(content)))  # its markers, or anywhere
+        damaged.append(np.frombuffer(content, np.uint8).copy())
+        damaged[-1][rng.integers(begin, end, 2)] = rng.integers(0, 256, 2)
+
+    def outcomes():
+        for file in damaged:
+            try:
+                yield decode(file.tobytes(), PREPROCESS).tolist()
+            except InputRefusedError as refusal:
+                yield str(refusal)
+
+    first = list(outcomes())
+    assert 10 < sum(isinstance(one, str) for one in first) < 90
+    monkeypatch.setattr("edge.dicom.pixels.decode_jpeg2000", lambda data: None)
+    assert first == list(outcomes())
+
+
 def stored_of(path):
     dataset = pydicom.dcmread(path)
     layout = Layout(
@@ -260,6 +294,26 @@ def test_jpeg_of_12_bits_is_refused_by_name():
 @pytest.mark.parametrize("syntax", [uid.MPEG2MPML, uid.HTJ2K])
 def test_other_syntaxes_are_refused(syntax):
     assert "transfer syntax" in refusal(to_bytes(radiograph(noise((35, 33), 8)), syntax, b"abcd"))
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_native_pixels_are_read_where_they_lie(syntax):
+    image = noise((400, 500), 12)
+    content = to_bytes(radiograph(image, bits=12), syntax)
+    stored = read_stored(read_file(content, (), 10**6), Layout(400, 500, 16, 12, False))
+    assert (stored == image).all()
+    assert np.shares_memory(stored, np.frombuffer(content, np.uint8)) == (syntax != uid.DeflatedExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_native_pixels_behind_an_element_of_an_odd_length(length):
+    image = noise((400, 500), 12)
+    content = to_bytes(radiograph(image, bits=12), uid.ImplicitVRLittleEndian)
+    at = content.index(struct.pack("<HHI", 0x7FE0, 0x0010, image.nbytes))
+    before = struct.pack("<HHI", 0x7FDF, 0x1010, length) + bytes(length)
+    stored = read_stored(read_file(content[:at] + before + content[at:], (), 10**6), Layout(400, 500, 16, 12, False))
+    assert (stored == image).all()
+    assert stored.flags.aligned
 
 
 @pytest.mark.parametrize("surplus", [-2, -1000, 33, 5000])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
 import time
@@ -195,6 +196,30 @@ def test_images_that_wait_are_batched_up_to_the_bundles_batch(tiny_bundle: Bundl
         number = int(outcome.result["id"])
         assert outcome.cam is not None
         np.testing.assert_array_equal(outcome.cam, (alone.cam if alone.cam is not None else [])[number])
+
+
+def test_the_backend_reads_an_image_where_it_was_resized(tiny_bundle: Bundle, files: list[Path]) -> None:
+    """And the outcome holds the same memory: it is another for each image, so a later one cannot overwrite it."""
+    seen: list[NDArray[np.uint8]] = []
+
+    class Seeing(Recording):
+        def infer(self, images: NDArray[np.uint8]) -> Outputs:
+            seen.append(images)
+            return super().infer(images)
+
+    outcomes: list[Outcome] = []
+    with Pipeline(tiny_bundle, lambda: Seeing(tiny_bundle), outcomes.append) as pipeline:
+        for number, path in enumerate(files):
+            pipeline.submit(Item(str(number), path=path))
+            while len(outcomes) <= number:  # one at a time: several that wait are stacked into one array
+                time.sleep(0.001)
+                pipeline.check()
+    assert [images.shape for images in seen] == [(1, 1, 64, 64)] * len(files)
+    for images, outcome, path in zip(seen, outcomes, files, strict=True):
+        assert outcome.pixels is not None
+        assert np.shares_memory(images, outcome.pixels)
+        np.testing.assert_array_equal(outcome.pixels, load_image(path, Preprocess(64)))
+    assert not any(np.shares_memory(one, other) for one, other in itertools.combinations(seen, 2))
 
 
 def test_decoding_and_results_go_on_while_an_inference_runs(tiny_bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -50,6 +51,18 @@ def test_outputs_stay_what_they_were_after_the_next_call(tiny_bundle: Bundle) ->
         kept = first.logits.copy()
         backend.infer(images(3))
         np.testing.assert_array_equal(first.logits, kept)
+
+
+def test_an_image_is_read_where_it_lies(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session is given the very memory, and ONNX Runtime makes its tensor of it: no copy on the way."""
+    given = images(1)
+    with OnnxRuntimeBackend(tiny_bundle) as backend:
+        session = backend._session
+        monkeypatch.setattr(backend, "_session", Mock(wraps=session))
+        backend.infer(given)
+        ((_, feed),) = (call.args for call in backend._session.run.call_args_list)
+    assert np.shares_memory(feed["image"], given)
+    assert onnxruntime.OrtValue.ortvalue_from_numpy(feed["image"]).data_ptr() == given.ctypes.data
 
 
 def test_a_network_without_cam_has_none(make_bundle: Callable[..., Path]) -> None:

@@ -48,6 +48,17 @@ def test_a_result_depends_on_no_other_image_and_stays_what_it_was(tiny_bundle: B
         np.testing.assert_array_equal(together.logits, kept)
 
 
+def test_an_image_is_read_where_it_lies_and_left_as_it_is(tiny_bundle: Bundle) -> None:
+    given = images(3)
+    kept = given.copy()
+    with OpenVinoBackend(tiny_bundle) as backend:
+        for number in range(3):
+            outputs = backend.infer(given[number : number + 1])
+            assert np.shares_memory(backend._request.get_input_tensor().data, given[number])
+            np.testing.assert_array_equal(outputs.logits, backend.infer(kept[number : number + 1]).logits)
+    np.testing.assert_array_equal(given, kept)
+
+
 def test_images_that_nobody_may_write_are_taken(tiny_bundle: Bundle) -> None:
     given = images(2)
     given.flags.writeable = False
