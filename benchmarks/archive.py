@@ -9,8 +9,10 @@ times, from the first to the last; what comes before the first is the start-up. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import statistics
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +34,9 @@ SEED = 8_000_000
 EDGE_INFER = (sys.executable, "-m", "edge")
 WORKER = "ray::MapWorker"
 """What the title of a worker's process begins with."""
+
+HALF_OF_BAR = re.compile(r"\[#{12,}\.*\] scoring")
+"""Of `edge.progress`, on a terminal."""
 
 
 class Run(NamedTuple):
@@ -72,25 +77,35 @@ def plain(bundle: Path, files: Sequence[Path], processes: int, scratch: Path) ->
 
 def archive(bundle: Path, folder: Path, workers: int, count: int, output: Path, kill: bool) -> Run:
     """`edge-infer archive`; with `kill` one of its workers is killed once half of the images are scored."""
-    start, megabytes = time.time(), 0.0
+    start, megabytes, killed = time.time(), 0.0, 0.0
     command: list[str | Path] = [*EDGE_INFER, "archive", "--bundle", bundle, "--source", folder, "--output", output]
     command += ["--workers", str(workers)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        found = re.fullmatch(r"archive: scoring (\d+)/\d+\n", line)
-        if megabytes == 0.0 and found and int(found[1]) >= count // 2:
+    terminal, its_side = pty.openpty()  # where the command tells ten times a second how far it is
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its_side)
+    os.close(its_side)
+    for shown in _shown(terminal):
+        if megabytes == 0.0 and HALF_OF_BAR.search(shown):
             below = psutil.Process(process.pid).children(recursive=True)
             of_workers = [child for child in below if "".join(child.cmdline()[:1]).startswith(WORKER)]
             megabytes = max(child.memory_info().rss for child in of_workers) / 1e6
             if kill:
                 os.kill(of_workers[0].pid, signal.SIGKILL)
-                print(f"killed one of {len(of_workers)} workers after {found[1]} of {count} images")
+                killed = time.time()
     if process.wait() not in (0, 1) or megabytes == 0.0:
         sys.exit("archive: edge-infer archive failed, or was too fast to be seen half-way: take more --phantoms")
     table = parquet.read_table(output / "scores", columns=["sha256", "time"])
-    run = _run(start, list(zip(table["sha256"].to_pylist(), table["time"].to_pylist())))
-    return run._replace(megabytes=megabytes)
+    results = list(zip(table["sha256"].to_pylist(), table["time"].to_pylist()))
+    if kill:
+        before = sum(datetime.fromisoformat(time).timestamp() < killed for _, time in results)
+        print(f"killed one of {workers} workers after {before} of {count} images")
+    return _run(start, results)._replace(megabytes=megabytes)
+
+
+def _shown(terminal: int) -> Iterator[str]:
+    """What is written to a terminal, until its other side is closed."""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as stream:
+        while shown := stream.read(4096):
+            yield shown.decode()
 
 
 def _run(start: float, results: Sequence[tuple[str, str]]) -> Run:
