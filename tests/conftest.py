@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ def write_tiny_bundle(directory: Path, *, size: int = 64, batch: int = 4, **chan
     }
     write_manifest(directory, {**facts, **changes})
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_reach_commands() -> None:
+    """A shell that starts the tests in the background ignores SIGINT for them, and so for all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
