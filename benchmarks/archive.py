@@ -35,8 +35,8 @@ EDGE_INFER = (sys.executable, "-m", "edge")
 WORKER = "ray::MapWorker"
 """What the title of a worker's process begins with."""
 
-HALF_OF_BAR = re.compile(r"\[#{12,}\.*\] scoring")
-"""Of `edge.progress`, on a terminal."""
+BAR = re.compile(r"\[(#*)(\.*)\] scoring")
+"""What `edge.progress` draws on a terminal: what is done, and what is left."""
 
 
 class Run(NamedTuple):
@@ -84,7 +84,7 @@ def archive(bundle: Path, folder: Path, workers: int, count: int, output: Path, 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its_side)
     os.close(its_side)
     for shown in _shown(terminal):
-        if megabytes == 0.0 and HALF_OF_BAR.search(shown):
+        if megabytes == 0.0 and any(len(done) >= len(left) for done, left in BAR.findall(shown)):
             below = psutil.Process(process.pid).children(recursive=True)
             of_workers = [child for child in below if "".join(child.cmdline()[:1]).startswith(WORKER)]
             megabytes = max(child.memory_info().rss for child in of_workers) / 1e6
